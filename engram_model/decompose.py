@@ -1,0 +1,55 @@
+"""Exact additive decomposition of a residual that runs in several mixed streams.
+
+A site turns streams X into `comb^T X + post (x) out`; a memory adds its own vector to each stream.
+Whatever reads the streams with weights r (one a stream) therefore reads, one site further back,
+`<r, post>` of the site's output and the streams before it with weights `comb r`. Walking back from
+any reading gives every writer's exact share; all mixing weights are held at the values they had.
+"""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Site:
+    """An attention or MLP with its mixing: out [b, p, d], post [b, p, M], comb [b, p, M, M]."""
+
+    label: str
+    out: Tensor
+    post: Tensor
+    comb: Tensor
+
+
+@dataclass(frozen=True)
+class Write:
+    """A memory's write: out [b, p, M, d], one vector a stream."""
+
+    label: str
+    out: Tensor
+
+
+def contributions(
+    readout: Tensor, writers: Iterable[Site | Write], embedding: Tensor
+) -> Iterator[tuple[str, Tensor]]:
+    """What each writer adds to `sum_m readout_m X_m`, newest first, the embedding last.
+
+    Args:
+        readout: [b, p, M], weights with which the streams after the last writer are read.
+        writers: sites and memories, newest first.
+        embedding: [b, p, d], copied to every stream at the start.
+
+    Yields:
+        label and [b, p, d]; they sum to the reading.
+    """
+    readout = readout.float()
+    for writer in writers:
+        if isinstance(writer, Write):
+            yield writer.label, torch.einsum("bpm,bpmd->bpd", readout, writer.out.float())
+        else:
+            share = (readout * writer.post.float()).sum(-1, keepdim=True)
+            yield writer.label, share * writer.out.float()
+            readout = torch.einsum("bpjk,bpk->bpj", writer.comb.float(), readout)
+    yield "embed", readout.sum(-1, keepdim=True) * embedding.float()

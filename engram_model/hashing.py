@@ -1,0 +1,172 @@
+"""Exact n-gram hashing: which rows of the memory each position reads.
+
+Multipliers come from NumPy's PCG64 seeded with `seed + 10007 * layer`; primes are the smallest ones
+above each order's base that no earlier order, head or layer has taken. Both are therefore a
+function of the whole layer list, not of one layer. Source: the public code of arXiv 2601.07372;
+bit-equal to it and to DeepSeek-V4.1-Flash (tests/data).
+"""
+
+from functools import lru_cache
+from typing import TypeVar
+
+import numpy as np
+
+from engram_model.errors import UsageError
+
+Ids = TypeVar("Ids")  # np.ndarray or torch.Tensor
+INT64_MAX = 2**63 - 1
+LAYER_STRIDE = 10_007
+
+
+@lru_cache(maxsize=32)
+def _primes(bases: tuple[int, ...], heads: int, layers: int) -> np.ndarray:
+    """Distinct primes [layers, orders, heads], searched upward from each base."""
+    from sympy import nextprime
+
+    taken: set[int] = set()
+    found = np.empty((layers, len(bases), heads), dtype=np.int64)
+    for layer in range(layers):
+        for order, base in enumerate(bases):
+            prime = base - 1
+            for head in range(heads):
+                prime = nextprime(prime)
+                while prime in taken:
+                    prime = nextprime(prime)
+                taken.add(prime)
+                found[layer, order, head] = prime
+    found.setflags(write=False)
+    return found
+
+
+class NgramHasher:
+    """Compressed ids -> slots, for every memory layer of one model.
+
+    Args:
+        layer_ids: 0-based layers that have a memory, in the model's order; no repeats.
+        max_ngram_size: N; orders 2..N are hashed.
+        n_heads: hash heads per order.
+        vocab_sizes: one base per order; primes are searched upward from it.
+        compressed_vocab_size: ids lie in [0, compressed_vocab_size).
+        pad_id: compressed id that stands for a token before the start.
+        seed: of the multipliers.
+
+    Raises:
+        UsageError: sizes that do not fit together, or repeated layers.
+    """
+
+    def __init__(
+        self,
+        layer_ids: list[int],
+        max_ngram_size: int,
+        n_heads: int,
+        vocab_sizes: list[int],
+        compressed_vocab_size: int,
+        pad_id: int,
+        seed: int = 0,
+    ) -> None:
+        self.layer_ids = [int(layer) for layer in layer_ids]
+        self.max_ngram_size = max_ngram_size
+        self.n_heads = n_heads
+        self.vocab_sizes = [int(size) for size in vocab_sizes]
+        self.compressed_vocab_size = compressed_vocab_size
+        self.pad_id = pad_id
+        self.seed = seed
+        self._check()
+        self._all_primes = _primes(tuple(self.vocab_sizes), n_heads, len(self.layer_ids))
+
+    def _check(self) -> None:
+        if len(set(self.layer_ids)) != len(self.layer_ids) or min(self.layer_ids, default=0) < 0:
+            raise UsageError(f"memory layers {self.layer_ids}: each layer once, none negative")
+        if self.max_ngram_size < 2 or self.n_heads < 1:
+            raise UsageError(
+                f"max_ngram_size {self.max_ngram_size}, n_heads {self.n_heads}: "
+                "give at least 2-grams and one head"
+            )
+        if len(self.vocab_sizes) != self.max_ngram_size - 1 or min(self.vocab_sizes) < 2:
+            raise UsageError(
+                f"vocab_sizes {self.vocab_sizes}: give one base of at least 2 for each of the "
+                f"orders 2..{self.max_ngram_size}"
+            )
+        if not 0 <= self.pad_id < self.compressed_vocab_size:
+            raise UsageError(
+                f"pad_id {self.pad_id} is outside the compressed vocabulary of "
+                f"{self.compressed_vocab_size}"
+            )
+
+    def _index(self, layer_id: int) -> int:
+        if layer_id not in self.layer_ids:
+            raise UsageError(f"layer {layer_id} has no memory; layers with one: {self.layer_ids}")
+        return self.layer_ids.index(layer_id)
+
+    def multipliers(self, layer_id: int) -> np.ndarray:
+        """Odd int64 [N]; bounded so that no product with an id reaches 2^63."""
+        self._index(layer_id)
+        half = max(1, INT64_MAX // self.compressed_vocab_size // 2)
+        rng = np.random.default_rng(self.seed + LAYER_STRIDE * layer_id)
+        return 2 * rng.integers(0, half, size=self.max_ngram_size, dtype=np.int64) + 1
+
+    def primes(self, layer_id: int) -> np.ndarray:
+        """Rows of each order and head, int64 [N-1, heads]."""
+        return self._all_primes[self._index(layer_id)]
+
+    def offsets(self, layer_id: int) -> np.ndarray:
+        """First row of each order and head in the flat table, int64 [(N-1)*heads]."""
+        flat = self.primes(layer_id).reshape(-1)
+        return np.concatenate([[0], np.cumsum(flat)[:-1]]).astype(np.int64)
+
+    def rows(self, layer_id: int) -> int:
+        """Rows of the layer's whole table."""
+        return int(self.primes(layer_id).sum())
+
+    def slots(self, compressed_ids: Ids, layer_id: int, history: Ids | None = None) -> Ids:
+        """Rows read at every position.
+
+        Args:
+            compressed_ids: [..., positions] ids; -1 marks a position without text.
+            layer_id: a memory layer.
+            history: [..., any] ids before, newest last; default none (the start of a text).
+
+        Returns:
+            [..., positions, (N-1)*heads] int64, offsets included; NumPy in, NumPy out, torch in,
+            torch out.
+
+        Raises:
+            UsageError: an id outside [-1, compressed_vocab_size).
+        """
+        import torch
+        from engram_kernels import ngram_slots
+
+        from_numpy = not isinstance(compressed_ids, torch.Tensor)
+        ids = torch.as_tensor(compressed_ids, dtype=torch.int64)
+        past = torch.as_tensor([] if history is None else history, dtype=torch.int64).to(ids.device)
+        window = self._window(ids, past)
+        self._check_range(window)
+        slots = ngram_slots(
+            window,
+            torch.as_tensor(self.multipliers(layer_id), device=ids.device),
+            torch.as_tensor(self.primes(layer_id).copy(), device=ids.device),
+            torch.as_tensor(self.offsets(layer_id), device=ids.device),
+            self.pad_id,
+        )
+        return slots.numpy() if from_numpy else slots  # type: ignore[return-value]
+
+    def _window(self, ids, past):
+        """[..., N-1 + positions]: the history, cut or filled up with -1, then the ids."""
+        import torch
+        import torch.nn.functional as F
+
+        need = self.max_ngram_size - 1
+        past = past.expand(*ids.shape[:-1], past.shape[-1])[..., max(0, past.shape[-1] - need) :]
+        past = F.pad(past, (need - past.shape[-1], 0), value=-1)
+        return torch.cat([past, ids], -1)
+
+    def _check_range(self, ids) -> None:
+        if ids.numel() == 0:
+            return
+        low, high = int(ids.min()), int(ids.max())
+        if low < -1 or high >= self.compressed_vocab_size:
+            raise UsageError(
+                f"compressed ids from {low} to {high} are outside the compressed vocabulary of "
+                f"{self.compressed_vocab_size}; -1 marks a position without text"
+            )
+

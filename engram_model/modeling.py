@@ -1,0 +1,277 @@
+"""A DeepSeek-V3 transformer with hyper-connected residual streams and an n-gram memory.
+
+What is unusual, everything else is `transformers`' DeepSeek-V3 (MLA, DeepSeekMoE, YaRN):
+- `hc_mult` residual streams; every attention and MLP site reads a weighted collapse of them and
+  mixes its output back (hyper-connections of `transformers`' DeepSeek-V4). 1 stream: x + f(x).
+- a memory on some layers writes to the streams before that layer's attention.
+- a memory's history (last N-1 ids, window of its convolution) lives in the KV cache.
+"""
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache
+from transformers import initialization as init
+from transformers.masking_utils import create_causal_mask
+from transformers.modeling_outputs import MoeModelOutputWithPast
+from transformers.models.deepseek_v3.modeling_deepseek_v3 import (
+    DeepseekV3Attention,
+    DeepseekV3DecoderLayer,
+    DeepseekV3ForCausalLM,
+    DeepseekV3PreTrainedModel,
+    DeepseekV3RMSNorm,
+    DeepseekV3RotaryEmbedding,
+    DeepseekV3TopkRouter,
+)
+from transformers.models.deepseek_v4.modeling_deepseek_v4 import (
+    DeepseekV4HyperConnection,
+    DeepseekV4HyperHead,
+)
+from transformers.utils.generic import merge_with_config_defaults
+from transformers.utils.output_capturing import OutputRecorder, capture_outputs
+
+from engram_model.config import EngramConfig
+from engram_model.errors import CheckpointError, UsageError
+from engram_model.memory import EngramMemory
+
+
+class EngramDecoderLayer(DeepseekV3DecoderLayer):
+    """Memory (on some layers), attention, MLP or experts, on one or several residual streams."""
+
+    def __init__(self, config: EngramConfig, layer_idx: int) -> None:
+        super().__init__(config, layer_idx)
+        has_memory = layer_idx in config.engram_layer_ids
+        self.engram = EngramMemory(config, layer_idx) if has_memory else None
+        streams = config.hc_mult > 1
+        self.attn_hc = DeepseekV4HyperConnection(config) if streams else None
+        self.ffn_hc = DeepseekV4HyperConnection(config) if streams else None
+
+    def forward(self, hidden_states: Tensor, memory_ids: Tensor | None = None, **kwargs) -> Tensor:
+        """hidden_states: [batch, positions, M, d], or [batch, positions, d] for one stream."""
+        if self.engram is not None:
+            hidden_states = hidden_states + self._recall(hidden_states, memory_ids, kwargs)
+        hidden_states = _site(
+            hidden_states,
+            self.attn_hc,
+            lambda x: self.self_attn(self.input_layernorm(x), **kwargs)[0],
+        )
+        return _site(
+            hidden_states, self.ffn_hc, lambda x: self.mlp(self.post_attention_layernorm(x))
+        )
+
+    def _recall(self, hidden: Tensor, ids: Tensor | None, kwargs: dict) -> Tensor:
+        cache = kwargs.get("past_key_values")
+        if hidden.ndim == 4:
+            return self.engram(hidden, ids, cache)
+        return self.engram(hidden.unsqueeze(2), ids, cache).squeeze(2)
+
+
+def _site(streams: Tensor, mixing: nn.Module | None, block) -> Tensor:
+    """Residual connection: plain, or collapse -> block -> expand beside the mixed streams."""
+    if mixing is None:
+        return streams + block(streams)
+    post, comb, collapsed = mixing(streams)
+    post, comb = post.to(streams.dtype), comb.to(streams.dtype)
+    out = block(collapsed)
+    return post.unsqueeze(-1) * out.unsqueeze(-2) + comb.transpose(-1, -2) @ streams
+
+
+class EngramPreTrainedModel(DeepseekV3PreTrainedModel):
+    config: EngramConfig
+    config_class = EngramConfig
+    _no_split_modules = ["EngramDecoderLayer"]  # noqa: RUF012
+    _can_record_outputs = {  # noqa: RUF012
+        "hidden_states": EngramDecoderLayer,
+        "attentions": DeepseekV3Attention,
+        "router_logits": OutputRecorder(DeepseekV3TopkRouter, index=0),
+    }
+    _keep_in_fp32_modules_strict = [  # noqa: RUF012
+        "e_score_correction_bias", "attn_hc", "ffn_hc", "hc_head",
+    ]
+
+    @classmethod
+    def _can_set_experts_implementation(cls) -> bool:
+        # transformers looks for a decorator in this module's source; the experts are its own.
+        return True
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        std = self.config.initializer_range
+        if isinstance(module, DeepseekV4HyperConnection):
+            init.normal_(module.fn, mean=0.0, std=std)
+            init.zeros_(module.base)
+            init.ones_(module.scale)
+        elif isinstance(module, DeepseekV4HyperHead):
+            init.normal_(module.hc_fn, mean=0.0, std=std)
+            init.zeros_(module.hc_base)
+            init.ones_(module.hc_scale)
+        elif isinstance(module, EngramMemory):
+            self._init_memory(module)
+
+    def _init_memory(self, memory: EngramMemory) -> None:
+        """Norms one, convolution zero (the paper's table 5); table and projection as any matrix."""
+        init.ones_(memory.q_weight)
+        init.ones_(memory.k_weight)
+        if self.config.engram_kernel_size:
+            init.zeros_(memory.conv.weight)
+            init.ones_(memory.conv_norm.weight)
+        for name, constant in memory.hash_constants().items():
+            init.copy_(getattr(memory, name), constant)
+        init.copy_(memory.compression, torch.arange(self.config.vocab_size, dtype=torch.int32))
+
+
+class EngramModel(EngramPreTrainedModel):
+    def __init__(self, config: EngramConfig) -> None:
+        super().__init__(config)
+        self.padding_idx = config.pad_token_id
+        self.vocab_size = config.vocab_size
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size, self.padding_idx)
+        self.layers = nn.ModuleList(
+            EngramDecoderLayer(config, layer) for layer in range(config.num_hidden_layers)
+        )
+        self.hc_head = DeepseekV4HyperHead(config) if config.hc_mult > 1 else None
+        self.norm = DeepseekV3RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        self.rotary_emb = DeepseekV3RotaryEmbedding(config=config)
+        self.gradient_checkpointing = False
+        self.post_init()
+
+    @property
+    def memories(self) -> list[EngramMemory]:
+        """The memories in the order of their layers."""
+        return [module for module in self.modules() if isinstance(module, EngramMemory)]
+
+    def expand(self, embeddings: Tensor) -> Tensor:
+        """[batch, positions, d] -> what the first layer reads: a copy a stream."""
+        if self.hc_head is None:
+            return embeddings
+        return embeddings.unsqueeze(2).expand(-1, -1, self.config.hc_mult, -1).contiguous()
+
+    def collapse(self, streams: Tensor) -> Tensor:
+        """Residual of any layer -> [batch, positions, d], as the model's own head does it."""
+        return streams if self.hc_head is None else self.hc_head(streams)
+
+    @merge_with_config_defaults
+    @capture_outputs
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | dict[str, Tensor] | None = None,
+        position_ids: Tensor | None = None,
+        past_key_values=None,
+        inputs_embeds: Tensor | None = None,
+        use_cache: bool | None = None,
+        engram_input_ids: Tensor | None = None,
+        **kwargs,
+    ) -> MoeModelOutputWithPast:
+        """As DeepSeek-V3's; `engram_input_ids` [batch, positions] go with `inputs_embeds`."""
+        if (input_ids is None) == (inputs_embeds is None):
+            raise ValueError("give exactly one of input_ids or inputs_embeds")
+        ids = input_ids if engram_input_ids is None else engram_input_ids
+        if ids is None and self.config.engram_layer_ids:
+            raise ValueError("the memory hashes token ids: give engram_input_ids beside embeddings")
+        if inputs_embeds is None:
+            inputs_embeds = self.embed_tokens(input_ids)
+        if use_cache and past_key_values is None:
+            past_key_values = DynamicCache(config=self.config)
+        self._check_cache(past_key_values)
+        if position_ids is None:
+            seen = 0 if past_key_values is None else past_key_values.get_seq_length()
+            positions = torch.arange(inputs_embeds.shape[1], device=inputs_embeds.device)
+            position_ids = (positions + seen).unsqueeze(0)
+        causal_mask, text_mask = self._masks(
+            attention_mask, inputs_embeds, past_key_values, position_ids
+        )
+        position_embeddings = self.rotary_emb(inputs_embeds, position_ids)
+        hidden_states = self.expand(inputs_embeds)
+        for layer in self.layers:
+            hidden_states = layer(
+                hidden_states,
+                memory_ids=_text_only(ids, text_mask),
+                position_embeddings=position_embeddings,
+                attention_mask=causal_mask,
+                position_ids=position_ids,
+                past_key_values=past_key_values,
+                use_cache=use_cache,
+                **kwargs,
+            )
+        hidden_states = self.norm(self.collapse(hidden_states))
+        return MoeModelOutputWithPast(
+            last_hidden_state=hidden_states, past_key_values=past_key_values
+        )
+
+    def _masks(self, mask, embeddings, cache, position_ids):
+        """4-D causal mask, and the 2-D mask of real tokens; generate may have made both."""
+        if isinstance(mask, dict):
+            return mask["full_attention"], mask.get("linear_attention")
+        causal = create_causal_mask(
+            config=self.config,
+            inputs_embeds=embeddings,
+            attention_mask=mask,
+            past_key_values=cache,
+            position_ids=position_ids,
+        )
+        return causal, mask if mask is not None and mask.ndim == 2 else None
+
+    def _check_cache(self, cache) -> None:
+        layers = getattr(cache, "layers", None)
+        for layer_id in self.config.engram_layer_ids if cache is not None else ():
+            if not layers or not hasattr(layers[layer_id], "update_conv_state"):
+                raise UsageError(
+                    "this cache has no room for the memory's history: make it with "
+                    "DynamicCache(config=model.config)"
+                )
+
+
+def _text_only(ids: Tensor | None, mask: Tensor | None) -> Tensor | None:
+    """Ids with -1 where the mask says there is no text."""
+    if ids is None or mask is None:
+        return ids
+    return ids.masked_fill(mask[:, -ids.shape[1] :] == 0, -1)
+
+
+class EngramForCausalLM(EngramPreTrainedModel, DeepseekV3ForCausalLM):
+    """The language model: `transformers`' causal LM on `EngramModel`."""
+
+    def __init__(self, config: EngramConfig) -> None:
+        DeepseekV3PreTrainedModel.__init__(self, config)  # V3's own would build a second model
+        self.model = EngramModel(config)
+        self.vocab_size = config.vocab_size
+        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.post_init()
+
+    @classmethod
+    def from_pretrained(cls, *args, **kwargs):
+        """As transformers', and refuses weights whose hash is not the one the config describes."""
+        loaded = super().from_pretrained(*args, **kwargs)
+        model = loaded[0] if isinstance(loaded, tuple) else loaded
+        model.check_hash()
+        return loaded
+
+    def set_compression(self, compression) -> None:
+        """Give every memory this map [vocab] from raw to compressed ids."""
+        for memory in self.model.memories:
+            memory.set_compression(compression)
+
+    def check_hash(self) -> None:
+        """Compare stored multipliers, primes and compression with the config.
+
+        Raises:
+            CheckpointError: they differ, so every lookup would read other rows than in training.
+        """
+        for memory in self.model.memories:
+            for name, expected in memory.hash_constants().items():
+                if not torch.equal(getattr(memory, name).cpu(), expected):
+                    raise CheckpointError(
+                        f"hash {name} of layer {memory.layer_id} differ from what the config "
+                        "describes: the weights belong to another config"
+                    )
+            expected = self.config.engram_compression_sha256
+            if expected is not None and memory.compression_sha256() != expected:
+                raise CheckpointError(
+                    f"compression map of layer {memory.layer_id} does not match its checksum: "
+                    "the checkpoint is damaged or was edited"
+                )
+
+
+AutoConfig.register("engram", EngramConfig)
+AutoModelForCausalLM.register(EngramConfig, EngramForCausalLM)

@@ -1,0 +1,1 @@
+"""Training: token files, optimiser, the loop on transformers' Trainer, evaluation."""

@@ -1,0 +1,145 @@
+"""What happens beside the gradient: expert balancing, statistics for the log, a progress bar."""
+
+import sys
+import time
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from transformers import TrainerCallback
+from transformers.models.deepseek_v3.modeling_deepseek_v3 import DeepseekV3TopkRouter
+
+from engram_model.memory import EngramMemory
+
+
+class BalanceExperts(TrainerCallback):
+    """Auxiliary-loss-free balancing: after each step every router's bias moves toward balance.
+
+    `bias += speed * sign(mean load - load)`, with the load counted over the step's tokens and all
+    processes. Source: DeepSeek-V3 (arXiv 2412.19437) section 2.1.2.
+    """
+
+    def __init__(self, model: nn.Module, speed: float = 1e-3) -> None:
+        self.speed = speed
+        self.routers = [m for m in model.modules() if isinstance(m, DeepseekV3TopkRouter)]
+        self.loads: list[Tensor] = []
+        self.imbalance: float | None = None
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        self.loads = [torch.zeros_like(router.e_score_correction_bias) for router in self.routers]
+        self.handles = [
+            router.register_forward_hook(self._counter(i)) for i, router in enumerate(self.routers)
+        ]
+
+    def _counter(self, index: int):
+        def count(router, inputs, output) -> None:
+            if router.training:
+                chosen = output[2].flatten()
+                ones = torch.ones_like(chosen, dtype=torch.float32)
+                self.loads[index].scatter_add_(0, chosen, ones)
+
+        return count
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if not self.loads:
+            return
+        load = torch.stack(self.loads)
+        if dist.is_available() and dist.is_initialized():
+            dist.all_reduce(load)
+        mean = load.mean(-1, keepdim=True)
+        for router, move in zip(self.routers, self.speed * (mean - load).sign(), strict=True):
+            router.e_score_correction_bias += move
+        self.latest = load / mean
+        for counter in self.loads:
+            counter.zero_()
+
+    def on_train_end(self, args, state, control, **kwargs):
+        for handle in self.handles:
+            handle.remove()
+
+    def statistics(self) -> dict[str, float]:
+        """Load of the busiest expert over the mean, 1 is perfect: mean and worst over layers."""
+        if not self.loads or not hasattr(self, "latest"):
+            return {}
+        busiest = self.latest.max(-1).values
+        return {
+            "expert_load_max": round(float(busiest.max()), 4),
+            "expert_load_mean": round(float(busiest.mean()), 4),
+        }
+
+
+class WatchGates(TrainerCallback):
+    """Keeps the last gates of each memory, for the log."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.memories = [m for m in model.modules() if isinstance(m, EngramMemory)]
+        self.gates: dict[int, Tensor] = {}
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        for memory in self.memories:
+            memory.tap = self._keeper(memory.layer_id)
+
+    def _keeper(self, layer_id: int):
+        def keep(name: str, tensor: Tensor) -> Tensor:
+            if name == "gate":
+                self.gates[layer_id] = tensor.detach()
+            return tensor
+
+        return keep
+
+    def on_train_end(self, args, state, control, **kwargs):
+        for memory in self.memories:
+            memory.tap = None
+
+    def statistics(self) -> dict[str, float]:
+        """Mean and standard deviation of each layer's gates in the last batch."""
+        named = {}
+        for layer_id, gates in self.gates.items():
+            named[f"gate_mean_{layer_id}"] = round(float(gates.mean()), 4)
+            named[f"gate_std_{layer_id}"] = round(float(gates.std()), 4)
+        return named
+
+
+class Progress(TrainerCallback):
+    """One bar on stderr: steps, loss, tokens a second, time left."""
+
+    def __init__(self, tokens_per_step: int) -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+        from rich.progress import Progress as RichProgress
+
+        console = Console(file=sys.stderr)
+        self.tokens_per_step = tokens_per_step
+        self.bar = RichProgress(
+            TextColumn("training"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[status]}"),
+            TimeRemainingColumn(),
+            console=console,
+            disable=not console.is_terminal,
+        )
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        self.started, self.first = time.monotonic(), state.global_step
+        self.bar.start()
+        self.task = self.bar.add_task(
+            "train", total=state.max_steps, completed=state.global_step, status=""
+        )
+
+    def on_step_end(self, args, state, control, **kwargs):
+        self.bar.update(self.task, completed=state.global_step)
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        steps = state.global_step - self.first
+        speed = steps * self.tokens_per_step / max(1e-9, time.monotonic() - self.started)
+        losses = "  ".join(
+            f"{name} {logs[name]:.3f}" for name in ("loss", "eval_loss") if name in (logs or {})
+        )
+        status = f"{losses}  {speed:,.0f} tokens/s"
+        self.bar.update(self.task, status=status)
+        if not self.bar.console.is_terminal:
+            print(f"step {state.global_step}/{state.max_steps}  {status}", file=sys.stderr)
+
+    def on_train_end(self, args, state, control, **kwargs):
+        self.bar.stop()

@@ -1,0 +1,128 @@
+"""One optimiser for the whole model: Muon for matrices, Adam for everything else.
+
+- 2-D matrices of the blocks (attention, MLPs, the memory's projection): `torch.optim.Muon`.
+- stacked experts [experts, out, in]: Muon that orthogonalises each expert's slice.
+- the memory's tables: Adam at `TABLE_LR` times the learning rate, no decay (paper, table 5).
+- embedding, head, router, norms, convolution and stream mixing: AdamW, decay on none of them.
+
+Muon's step is scaled to AdamW's root mean square (`match_rms_adamw`), so one rate serves all.
+"""
+
+import torch
+from torch import Tensor, nn
+
+TABLE_LR = 5.0
+NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
+NEWTON_SCHULZ_STEPS = 5
+
+
+def orthogonalise(stack: Tensor, steps: int = NEWTON_SCHULZ_STEPS) -> Tensor:
+    """Newton-Schulz iteration on the last two axes, in bfloat16, as `torch.optim.Muon` does.
+
+    Args:
+        stack: [..., rows, columns].
+
+    Returns:
+        Same shape, bfloat16, each slice with singular values near one.
+    """
+    a, b, c = NEWTON_SCHULZ
+    tall = stack.shape[-2] > stack.shape[-1]
+    x = stack.bfloat16().mT if tall else stack.bfloat16()
+    x = x / x.norm(dim=(-2, -1), keepdim=True).clamp(min=1e-7)
+    for _ in range(steps):
+        gram = x @ x.mT
+        x = a * x + (b * gram + c * gram @ gram) @ x
+    return x.mT if tall else x
+
+
+class StackedMuon(torch.optim.Optimizer):
+    """Muon for parameters [experts, out, in]: every expert's matrix is its own slice.
+
+    `torch.optim.Muon` takes 2-D parameters only. Same update: Nesterov momentum, Newton-Schulz,
+    decoupled decay, step scaled by 0.2 * sqrt(max(out, in)).
+    """
+
+    def __init__(
+        self, params, lr: float = 1e-3, weight_decay: float = 0.1, momentum: float = 0.95
+    ) -> None:
+        super().__init__(params, dict(lr=lr, weight_decay=weight_decay, momentum=momentum))
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                if parameter.grad is not None:
+                    self._update(parameter, group)
+
+    def _update(self, parameter: Tensor, group: dict) -> None:
+        state = self.state[parameter]
+        if "momentum_buffer" not in state:
+            state["momentum_buffer"] = torch.zeros_like(parameter.grad)
+        momentum, grad = state["momentum_buffer"], parameter.grad
+        momentum.lerp_(grad, 1 - group["momentum"])
+        update = orthogonalise(grad.lerp(momentum, group["momentum"]))
+        scale = 0.2 * max(parameter.shape[-2:]) ** 0.5
+        parameter.mul_(1 - group["lr"] * group["weight_decay"])
+        parameter.add_(update.to(parameter.dtype), alpha=-group["lr"] * scale)
+
+
+class MuonAdamW(torch.optim.Optimizer):
+    """Several optimisers that a scheduler, a clipper and a checkpoint see as one."""
+
+    def __init__(self, model: nn.Module, lr: float, weight_decay: float = 0.1) -> None:
+        groups = parameter_groups(model)
+        adam = dict(lr=lr, betas=(0.9, 0.95), eps=1e-10, weight_decay=0.0)
+        adam_groups = [
+            {"params": groups["other"]},
+            {"params": groups["table"], "lr": lr * TABLE_LR},
+        ]
+        self.parts: list[torch.optim.Optimizer] = [
+            torch.optim.Muon(
+                groups["matrix"], lr=lr, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw"
+            ),
+            torch.optim.AdamW([group for group in adam_groups if group["params"]], **adam),
+        ]
+        if groups["experts"]:
+            self.parts.insert(1, StackedMuon(groups["experts"], lr=lr, weight_decay=weight_decay))
+        super().__init__([p for part in groups.values() for p in part], {"lr": lr})
+        self._share_groups()
+
+    def _share_groups(self) -> None:
+        """A scheduler that writes `lr` here writes it in the part."""
+        self.param_groups = [group for part in self.parts for group in part.param_groups]
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        for part in self.parts:
+            part.step()
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        for part in self.parts:
+            part.zero_grad(set_to_none)
+
+    def state_dict(self) -> dict:
+        return {"parts": [part.state_dict() for part in self.parts]}
+
+    def load_state_dict(self, state_dict: dict) -> None:
+        for part, state in zip(self.parts, state_dict["parts"], strict=True):
+            part.load_state_dict(state)
+        self._share_groups()
+
+
+def parameter_groups(model: nn.Module) -> dict[str, list[nn.Parameter]]:
+    """Trainable parameters by how they are updated: matrix, experts, table, other."""
+    groups: dict[str, list[nn.Parameter]] = dict(matrix=[], experts=[], table=[], other=[])
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            groups[_kind(name, parameter)].append(parameter)
+    return groups
+
+
+def _kind(name: str, parameter: nn.Parameter) -> str:
+    if name.endswith("engram.embed.weight"):
+        return "table"
+    if ".experts." in name:
+        return "experts"
+    is_block_matrix = parameter.ndim == 2 and ".layers." in name
+    mixes = name.endswith(("_hc.fn", "mlp.gate.weight", "q_weight", "k_weight", "norm.weight"))
+    return "matrix" if is_block_matrix and not mixes else "other"

@@ -1,0 +1,67 @@
+"""Tiny random models, and a tokenizer trained on a few invented sentences."""
+
+import os
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+import pytest
+
+TEXT = (
+    "The harbour master of Varnholm counts the boats at dusk. By the turning of the wheel, "
+    "the miller of Ostrava said, nothing is lost. In 1923 the bridge over the Lune was 41 m long. "
+)
+
+
+@pytest.fixture(scope="session")
+def tokenizer(tmp_path_factory):
+    """Byte-level BPE of 400 tokens, saved and loaded as a checkpoint's is."""
+    from engram_model.bpe import train_bpe
+    from transformers import PreTrainedTokenizerFast
+
+    folder = tmp_path_factory.mktemp("tokenizer")
+    train_bpe([TEXT] * 20, 400).save_pretrained(folder)
+    return PreTrainedTokenizerFast.from_pretrained(folder)
+
+
+@pytest.fixture(scope="session")
+def make_model(tokenizer):
+    """Function: config fields -> a random model in which every part matters.
+
+    All weights are drawn wide: with the usual small ones the streams mix evenly and the memory,
+    whose convolution starts at zero, adds next to nothing, so that little could fail.
+    """
+    import torch
+
+    def make(streams: int = 4, memory_layers=(0, 2), seed: int = 0, layers: int = 3, **fields):
+        from engram_model.training.train import new_model
+
+        overrides = dict(
+            hidden_size=32,
+            num_hidden_layers=layers,
+            engram_layer_ids=list(memory_layers),
+            engram_n_heads=2,
+            engram_head_dim=8,
+            engram_vocab_size=211,
+            hc_mult=streams,
+        )
+        model = new_model("engram-tiny", tokenizer, {**overrides, **fields}, seed)
+        generator = torch.Generator().manual_seed(seed)
+        with torch.no_grad():
+            for name, weight in model.named_parameters():
+                wide = weight.ndim > 1 or name.endswith(("base", "bias"))
+                if wide:
+                    weight.normal_(std=1.0 if name.endswith("base") else 0.2, generator=generator)
+                elif "norm" in name or name.endswith(("q_weight", "k_weight")):
+                    weight.uniform_(0.5, 1.5, generator=generator)
+        return model.eval()
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def ids(tokenizer):
+    """[2, 24] token ids of text, `<bos>` first."""
+    import torch
+
+    encoded = tokenizer([TEXT, TEXT[57:] + TEXT], add_special_tokens=False)["input_ids"]
+    return torch.tensor([[tokenizer.bos_token_id, *row[:23]] for row in encoded])
