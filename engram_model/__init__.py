@@ -10,7 +10,7 @@ _HOME = {
     "load": "checkpoint",
     "load_corpus": "corpora",
 }
-_SUBMODULES = ("world",)
+_SUBMODULES = ("bridge", "errors", "world")
 __all__ = [*_HOME, *_SUBMODULES]
 
 

@@ -53,7 +53,7 @@ def evaluate(
     seed: int = 0,
     progress: Callable[[int], None] | None = None,
 ) -> dict[str, SourceLoss]:
-    """Loss by source (`source` of the documents, or the world's `family`) and over `all`.
+    """Loss by source (a document's publisher, or the world's family) and over `all`.
 
     Args:
         model: an `EngramForCausalLM` in evaluation mode.
@@ -93,12 +93,19 @@ def _windows(
     for record in records:
         text = record["text"]
         ids = [tokenizer.bos_token_id, *tokenizer(text, add_special_tokens=False)["input_ids"]]
-        source = record.get("source") or record.get("family") or "text"
+        source = _source(record)
         documents.append(
             {"source": source, "loss": 0.0, "tokens": len(ids) - 1, "bytes": len(text.encode())}
         )
         for start in range(0, len(ids) - 1, context):
             yield len(documents) - 1, ids[start : start + context + 1]
+
+
+def _source(record: dict) -> str:
+    """What a document counts under: its publisher (`owner` of owner/name), or the world's family."""
+    if record.get("family"):
+        return f"world/{record['family']}"
+    return (record.get("source") or "text").split("/")[0]
 
 
 def _losses(model, windows: list[tuple[int, list[int]]]) -> list[float]:
