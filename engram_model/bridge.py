@@ -7,6 +7,7 @@ and add up, on one residual stream and on several.
 
 import copy
 from collections.abc import Iterator
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -205,9 +206,11 @@ class EngramCache(ActivationCache):
         stack, labels = super().get_full_resid_decomposition(
             layer, mlp_input, expand_neurons, apply_ln, pos_slice, True, project_output_onto
         )
-        memory, names = self.decompose_resid(
-            layer, mlp_input, "engram", apply_ln, pos_slice, False, True
-        ) if self._memory_layers(self._layer(layer), mlp_input) else (stack[:0], [])
+        memory, names = (
+            self.decompose_resid(layer, mlp_input, "engram", apply_ln, pos_slice, False, True)
+            if self._memory_layers(self._layer(layer), mlp_input)
+            else (stack[:0], [])
+        )
         if project_output_onto is not None and names:
             memory = memory @ project_output_onto
         stack, labels = torch.cat([stack, memory.to(stack.dtype)]), [*labels, *names]
@@ -300,15 +303,15 @@ def hooked(model, tokenizer) -> EngramBridge:
     """
     shared = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
     view = copy.deepcopy(model, shared)  # own modules, same tensors: wrapping changes modules
-    if not getattr(tokenizer, "name_or_path", None) or "name_or_path" not in tokenizer.init_kwargs:
-        tokenizer = copy.deepcopy(tokenizer)
-        tokenizer.init_kwargs["name_or_path"] = tokenizer.name_or_path or "engram"
-    bridge = build_bridge_from_module(
-        view,
-        "EngramForCausalLM",
-        hf_config=view.config,
-        tokenizer=tokenizer,
-        model_name=getattr(model.config, "name_or_path", "") or "engram",
-    )
+    with TemporaryDirectory() as folder:
+        # TransformerLens opens a tokenizer again by its name, which one made in memory lacks.
+        tokenizer.save_pretrained(folder)
+        bridge = build_bridge_from_module(
+            view,
+            "EngramForCausalLM",
+            hf_config=view.config,
+            tokenizer=type(tokenizer).from_pretrained(folder),
+            model_name=getattr(model.config, "name_or_path", "") or "engram",
+        )
     bridge.__class__ = EngramBridge
     return bridge

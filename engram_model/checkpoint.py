@@ -72,8 +72,8 @@ def load(
 
     from engram_model.modeling import EngramForCausalLM
 
-    device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    dtype = dtype or (torch.float32 if device.type == "cpu" else torch.bfloat16)
+    place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    dtype = dtype or (torch.float32 if place.type == "cpu" else torch.bfloat16)
     try:
         tokenizer = PreTrainedTokenizerFast.from_pretrained(path)
         model, info = EngramForCausalLM.from_pretrained(
@@ -85,7 +85,7 @@ def load(
         raise CheckpointError(f"{path} cannot be opened: {_first_line(error)}") from error
     _check_complete(path, info)
     _check_tokenizer(path, config, tokenizer, model)
-    return model.to(device).eval(), tokenizer
+    return model.to(place).eval(), tokenizer
 
 
 def read_config(path: Path) -> dict:
@@ -152,12 +152,13 @@ def _check_tokenizer(path: Path, config: dict, tokenizer, model) -> None:
             "checksum differs); restore tokenizer.json"
         )
     expected = config.get("engram_compression_sha256")
-    if model.model.memories and expected is not None:
-        if compression_sha256(compression_map(tokenizer)) != expected:
-            raise CheckpointError(
-                f"{path}: the tokenizer compresses to other ids than in training, so every lookup "
-                "would read other rows; restore tokenizer.json"
-            )
+    if not model.model.memories or expected is None:
+        return
+    if compression_sha256(compression_map(tokenizer)) != expected:
+        raise CheckpointError(
+            f"{path}: the tokenizer compresses to other ids than in training, so every lookup "
+            "would read other rows; restore tokenizer.json"
+        )
 
 
 def _first_line(error: Exception) -> str:

@@ -12,10 +12,11 @@ import numpy as np
 
 ONLY_SPACE = "\ue000"  # stands in for a lone space while both ends are stripped
 UNDECODABLE = "�"
+PROBE = "The year 1984's café, in Tōkyō (東京):\n\tx = f(3.14) 🙂  Princess of Wales, nevertheless"
 
 
 def normalise(text: str) -> str:
-    """NFKC, NFD, no accents, lower case, runs of blanks to one space, stripped (a lone space stays).
+    """NFKC, NFD, no accents, lower case, blanks to one space, stripped (a lone space stays).
 
     >>> normalise(" Café"), normalise("\\n"), normalise("ﬁ")
     ('cafe', ' ', 'fi')
@@ -46,10 +47,7 @@ def compression_map(tokenizer) -> np.ndarray:
     table = np.empty(size, dtype=np.int64)
     for raw in range(size):
         text = backend.decode([raw], skip_special_tokens=False)
-        if UNDECODABLE in text:
-            key = backend.id_to_token(raw)
-        else:
-            key = normalise(text) or text
+        key = backend.id_to_token(raw) if UNDECODABLE in text else normalise(text) or text
         table[raw] = ids.setdefault(key, len(ids))
     return table
 
@@ -60,6 +58,11 @@ def compression_sha256(table: np.ndarray) -> str:
 
 
 def tokenizer_sha256(tokenizer) -> str:
-    """Checksum of a tokenizer's vocabulary: every token string by id."""
+    """Checksum of a tokenizer: every token string by id, and how it splits a probing text.
+
+    The second part notices other merges or another splitting into words, which a vocabulary alone
+    does not show; the tokenizer file itself would also change with the library's version.
+    """
     vocabulary = sorted(tokenizer.get_vocab().items(), key=lambda item: item[1])
-    return hashlib.sha256(json.dumps(vocabulary).encode()).hexdigest()
+    split = tokenizer(PROBE, add_special_tokens=False)["input_ids"]
+    return hashlib.sha256(json.dumps([vocabulary, split]).encode()).hexdigest()

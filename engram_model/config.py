@@ -91,7 +91,7 @@ class EngramConfig(DeepseekV3Config):
             raise UsageError(
                 f"engram_layer_ids {beyond}: the model has layers 0..{self.num_hidden_layers - 1}"
             )
-        if not 1 <= self.engram_compressed_vocab_size <= self.vocab_size:
+        if not 1 <= (self.engram_compressed_vocab_size or 0) <= self.vocab_size:
             raise UsageError(
                 f"engram_compressed_vocab_size {self.engram_compressed_vocab_size} does not fit a "
                 f"vocabulary of {self.vocab_size}"
@@ -112,7 +112,7 @@ class EngramConfig(DeepseekV3Config):
     @property
     def engram_conv_window(self) -> int:
         """Positions before the current one that the short convolution reaches."""
-        return max(0, self.engram_kernel_size - 1) * self.engram_dilation
+        return max(0, self.engram_kernel_size - 1) * (self.engram_dilation or 1)
 
     def hasher(self, pad_id: int = 0) -> NgramHasher:
         """The hash of this model's memories; `pad_id` is compressed."""
@@ -121,7 +121,7 @@ class EngramConfig(DeepseekV3Config):
             max_ngram_size=self.engram_max_ngram_size,
             n_heads=self.engram_n_heads,
             vocab_sizes=self.engram_vocab_sizes,
-            compressed_vocab_size=self.engram_compressed_vocab_size,
+            compressed_vocab_size=self.engram_compressed_vocab_size or self.vocab_size,
             pad_id=pad_id,
             seed=self.engram_seed,
         )

@@ -102,7 +102,7 @@ def _windows(
 
 
 def _source(record: dict) -> str:
-    """What a document counts under: its publisher (`owner` of owner/name), or the world's family."""
+    """What a document counts under: its publisher (`owner` of owner/name) or world family."""
     if record.get("family"):
         return f"world/{record['family']}"
     return (record.get("source") or "text").split("/")[0]

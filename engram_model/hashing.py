@@ -134,6 +134,7 @@ class NgramHasher:
             UsageError: an id outside [-1, compressed_vocab_size).
         """
         import torch
+
         from engram_kernels import ngram_slots
 
         from_numpy = not isinstance(compressed_ids, torch.Tensor)
@@ -148,7 +149,7 @@ class NgramHasher:
             torch.as_tensor(self.offsets(layer_id), device=ids.device),
             self.pad_id,
         )
-        return slots.numpy() if from_numpy else slots  # type: ignore[return-value]
+        return slots.numpy() if from_numpy else slots
 
     def _window(self, ids, past):
         """[..., N-1 + positions]: the history, cut or filled up with -1, then the ids."""
@@ -169,4 +170,3 @@ class NgramHasher:
                 f"compressed ids from {low} to {high} are outside the compressed vocabulary of "
                 f"{self.compressed_vocab_size}; -1 marks a position without text"
             )
-

@@ -17,9 +17,9 @@ from collections.abc import Callable
 import numpy as np
 import torch
 import torch.nn.functional as F
-from engram_kernels import gate, gate_score, lookup, ngram_slots, rms_norm, short_conv
 from torch import Tensor, nn
 
+from engram_kernels import gate, gate_score, lookup, ngram_slots, rms_norm, short_conv
 from engram_model.compression import compression_sha256
 from engram_model.config import EngramConfig
 from engram_model.errors import UsageError
@@ -182,10 +182,8 @@ class EngramMemory(nn.Module):
 
 
 def _with_past(new: Tensor, length: int, cache, layer_id: int, state: int) -> Tensor:
-    """`new` [.., positions] behind its last `length` predecessors: zeros, or what the cache kept."""
+    """`new` [.., positions] behind its `length` predecessors: zeros, or what the cache kept."""
     positions = new.shape[-1]
     if cache is not None and length:
-        new = cache.update_conv_state(
-            new, layer_id, state_idx=state, conv_kernel_size=length
-        )
+        new = cache.update_conv_state(new, layer_id, state_idx=state, conv_kernel_size=length)
     return F.pad(new, (length, 0))[..., new.shape[-1] - positions :]

@@ -59,6 +59,7 @@ class EngramDecoderLayer(DeepseekV3DecoderLayer):
         )
 
     def _recall(self, hidden: Tensor, ids: Tensor | None, kwargs: dict) -> Tensor:
+        assert self.engram is not None
         cache = kwargs.get("past_key_values")
         if hidden.ndim == 4:
             return self.engram(hidden, ids, cache)
@@ -85,7 +86,10 @@ class EngramPreTrainedModel(DeepseekV3PreTrainedModel):
         "router_logits": OutputRecorder(DeepseekV3TopkRouter, index=0),
     }
     _keep_in_fp32_modules_strict = [  # noqa: RUF012
-        "e_score_correction_bias", "attn_hc", "ffn_hc", "hc_head",
+        "e_score_correction_bias",
+        "attn_hc",
+        "ffn_hc",
+        "hc_head",
     ]
 
     @classmethod

@@ -15,8 +15,9 @@ TEXT = (
 @pytest.fixture(scope="session")
 def tokenizer(tmp_path_factory):
     """Byte-level BPE of 400 tokens, saved and loaded as a checkpoint's is."""
-    from engram_model.bpe import train_bpe
     from transformers import PreTrainedTokenizerFast
+
+    from engram_model.bpe import train_bpe
 
     folder = tmp_path_factory.mktemp("tokenizer")
     train_bpe([TEXT] * 20, 400).save_pretrained(folder)

@@ -1,6 +1,7 @@
 """transformers' Trainer with our optimiser, expert balancing and log."""
 
 import math
+from collections.abc import Callable
 from types import MethodType
 
 import torch
@@ -25,13 +26,14 @@ class EngramTrainer(Trainer):
         super().__init__(**kwargs)
         self.weight_decay = weight_decay
         self.remove_callback(PrinterCallback)
-        self.watchers = [BalanceExperts(self.model, balance), WatchGates(self.model)]
+        balancing, gates = BalanceExperts(self.model, balance), WatchGates(self.model)
+        self.watchers: tuple[BalanceExperts, WatchGates] = (balancing, gates)
         for callback in (*self.watchers, Progress(tokens_per_step)):
             self.add_callback(callback)
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
-        if self.optimizer is None:
-            self.optimizer = MuonAdamW(
+        if getattr(self, "optimizer", None) is None:
+            self.optimizer: torch.optim.Optimizer = MuonAdamW(
                 self.model, self.args.learning_rate, weight_decay=self.weight_decay
             )
         return self.optimizer
@@ -55,10 +57,10 @@ def compile_mixing(model: nn.Module) -> None:
             module.forward = MethodType(_compiled(type(module)), module)
 
 
-_COMPILED: dict[type, object] = {}
+_COMPILED: dict[type[nn.Module], Callable] = {}
 
 
-def _compiled(kind: type):
+def _compiled(kind: type[nn.Module]):
     if kind not in _COMPILED:
         _COMPILED[kind] = torch.compile(kind.forward, dynamic=False)
     return _COMPILED[kind]

@@ -72,7 +72,7 @@ class MuonAdamW(torch.optim.Optimizer):
     def __init__(self, model: nn.Module, lr: float, weight_decay: float = 0.1) -> None:
         groups = parameter_groups(model)
         adam = dict(lr=lr, betas=(0.9, 0.95), eps=1e-10, weight_decay=0.0)
-        adam_groups = [
+        adam_groups: list[dict] = [
             {"params": groups["other"]},
             {"params": groups["table"], "lr": lr * TABLE_LR},
         ]

@@ -4,7 +4,6 @@ import json
 import math
 import os
 import shutil
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -232,12 +231,12 @@ def _write(trainer, tokenizer, out: Path, preset: str, data: str, options: Train
         for name, tensor in model.state_dict(keep_vars=True).items()
         if name not in tied
     }
-    model.config.dtype = "bfloat16"
     model.save_pretrained(out, state_dict=weights, max_shard_size="14MB")
     tokenizer.save_pretrained(out)
     log = {
         "preset": preset,
         "data": data,
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU",
         "options": asdict(options),
         "history": trainer.state.log_history,
     }

@@ -6,10 +6,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from engram_model import NgramHasher
-from engram_model.errors import UsageError
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
+from engram_model import NgramHasher
+from engram_model.errors import UsageError
 
 DATA = Path(__file__).parents[1] / "data"
 VECTORS = json.loads((DATA / "hash_vectors.json").read_text())["vectors"]
@@ -122,8 +123,12 @@ def test_hash_refuses_ids_out_of_range(bad):
 )
 def test_hash_refuses_what_does_not_fit(change, message):
     given = dict(
-        layer_ids=[1, 3], max_ngram_size=3, n_heads=2, vocab_sizes=[101, 101],
-        compressed_vocab_size=100, pad_id=2,
+        layer_ids=[1, 3],
+        max_ngram_size=3,
+        n_heads=2,
+        vocab_sizes=[101, 101],
+        compressed_vocab_size=100,
+        pad_id=2,
     )
     with pytest.raises(UsageError, match=message):
         NgramHasher(**{**given, **change})

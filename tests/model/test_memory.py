@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import nn
+
 from engram_kernels import gate, gate_score
 from engram_model import EngramConfig, EngramMemory
 from engram_model.errors import UsageError
-from torch import nn
 
 V41 = json.loads((Path(__file__).parents[1] / "data" / "v41_vectors.json").read_text())
 

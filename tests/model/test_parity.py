@@ -1,9 +1,10 @@
 """Parity: cached equals uncached, saved equals loaded, hooked equals plain, sums equal wholes."""
 
-import engram_model as em
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, DynamicCache, pipeline
+
+import engram_model as em
 
 STREAMS = [1, 4]
 
@@ -88,7 +89,7 @@ def test_cropped_cache_parity(model, ids, logits):
 
 
 def test_cache_without_room_for_the_history_is_refused(model, ids):
-    with pytest.raises(em.errors.UsageError, match="DynamicCache\\(config=model.config\\)"):
+    with pytest.raises(em.errors.UsageError, match=r"DynamicCache\(config=model\.config\)"):
         model(ids, past_key_values=DynamicCache())
 
 
@@ -152,7 +153,9 @@ def test_hook_shapes(model, run):
         "out": one,
     }
     for layer in config.engram_layer_ids:
-        shapes = {name: tuple(cache[f"blocks.{layer}.engram.hook_{name}"].shape) for name in expected}
+        shapes = {
+            name: tuple(cache[f"blocks.{layer}.engram.hook_{name}"].shape) for name in expected
+        }
         assert shapes == expected
     assert cache["blocks.0.engram.hook_slots"].dtype == torch.int64
 
@@ -253,3 +256,12 @@ def test_adapter_is_found_by_its_entry_point():
 
     [found] = entry_points(group="transformer_lens.architectures", name="EngramForCausalLM")
     assert found.load() is em.bridge.EngramAdapter
+
+
+def test_hooked_takes_a_tokenizer_made_in_memory(make_model):
+    from engram_model.bpe import train_bpe
+    from engram_model.training.train import new_model
+
+    fresh = train_bpe(["a tokenizer that was never saved"] * 5, 280)
+    bridge = em.hooked(new_model("engram-tiny", fresh, {}), fresh)
+    assert bridge.to_str_tokens("never", prepend_bos=False) == fresh.tokenize("never")

@@ -1,0 +1,23 @@
+"""`engram world`: write the synthetic world to files."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from engram_app.console import number, print_text, say
+
+
+def world(
+    out: Annotated[Path, typer.Option(metavar="DIR", help="For train.jsonl and valid.jsonl.")],
+    seed: Annotated[int, typer.Option(min=0, help="Which world.")] = 0,
+    tokens: Annotated[str, typer.Option(help="Size of train, 4 characters each.")] = "1M",
+) -> None:
+    """Write the synthetic world: one document a line, with exact labels."""
+    from engram_model.world import export
+    from engram_model.world.spec import WorldSpec
+
+    size = number(tokens)
+    say(f"writing {size:,} tokens of world {seed}")
+    for path in export(WorldSpec(seed=seed, tokens=size), out).values():
+        print_text(str(path))

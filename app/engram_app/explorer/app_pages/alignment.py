@@ -1,0 +1,75 @@
+"""Alignment: CKA between the layers of the model and those of its twin."""
+
+import streamlit as st
+
+from engram_app.explorer import cached
+from engram_app.explorer.opened import Opened, saved_alignments
+from engram_app.explorer.page import draw, finding, numbers, origin, plain
+from engram_app.explorer.state import Looking, choose_models
+from engram_probes.alignment import Alignment
+
+
+def find_saved(looking: Looking) -> Alignment | None:
+    """A saved alignment of this pair: of those opened, or of those that come with the project."""
+    for folder in [*Opened.now().results, *saved_alignments()]:
+        result = cached.saved(folder)
+        pair = (looking.name, looking.twin_name)
+        if isinstance(result, Alignment) and (result.model_a, result.model_b) == pair:
+            return result
+    return None
+
+
+def compute(looking: Looking) -> Alignment | None:
+    """A button; once pressed, the alignment, computed here."""
+    assert looking.twin is not None
+    asked = ("alignment", looking.path, looking.twin)
+    st.markdown(
+        plain(f"No saved alignment of {looking.name} and {looking.twin_name}. Computing one on ")
+        + f"{cached.ALIGNMENT_DOCUMENTS} documents of the synthetic world takes a minute or two."
+    )
+    if st.button("Compute it", type="primary", icon=":material/play_arrow:"):
+        st.session_state[asked] = True
+    if not st.session_state.get(asked):
+        return None
+    bar = st.progress(0.0, "Opening the models …")
+
+    def update(done: int, total: int | None) -> None:
+        bar.progress(min(1.0, done / (total or done or 1)), f"{done} of {total} documents")
+
+    result = cached.alignment(looking.path, looking.twin, update)
+    bar.empty()
+    return result
+
+
+def show(result: Alignment, command: list[str]) -> None:
+    finding(result.summary())
+    draw(
+        result.figure("cka"),
+        f"Debiased CKA, {result.samples:,} samples of {result.documents:,} documents",
+        "alignment",
+    )
+    st.caption(
+        f"White: the layer of {plain(result.model_b)} that each layer of "
+        f"{plain(result.model_a)} is most like (centre of the {result.k} most alike). "
+        "Right: the same samples permuted, what chance alone gives."
+    )
+    numbers(result.soft_frame(), "soft_alignment", "Soft alignment with intervals")
+    numbers(result.to_frame(), "alignment", "All pairs of layers, with null and neighbours")
+    origin(result, command)
+
+
+def page() -> None:
+    looking = choose_models()
+    st.title("Alignment", anchor=False)
+    if looking.twin is None:
+        st.info("Open a second checkpoint to compare with: `engram explore CKPT TWIN`.")
+        return
+    result = find_saved(looking) or compute(looking)
+    if result is None:
+        return
+    data = ["--data", cached.ALIGNMENT_DATA, "--documents", str(cached.ALIGNMENT_DOCUMENTS)]
+    command = ["engram", "probe", "cka", looking.path, "--twin", looking.twin, *data]
+    show(result, result.provenance.command.split() or [*command, "--out", "cka"])
+
+
+page()

@@ -1,0 +1,67 @@
+"""Gates: one quantity of the memory, by layer, stream and position."""
+
+import streamlit as st
+
+from engram_app.explorer import cached
+from engram_app.explorer.measures import loudest, memory_values
+from engram_app.explorer.ngrams import rows_hit
+from engram_app.explorer.page import draw, finding, numbers, origin, plain
+from engram_app.explorer.state import choose_models, choose_text, keep, pick, position, remember
+from engram_app.explorer.strip import token_strip
+from engram_probes.gates import GateMap
+
+ALL = "all"
+NAMES = {"added": "What is added", "gate": "Gate", "score": "Score"}
+
+
+def controls(gates: GateMap) -> tuple[str, int | None, int | None]:
+    """What to show, of which layer and stream; None: of all."""
+    with st.container(horizontal=True, vertical_alignment="bottom", gap="medium"):
+        what = _choice("Quantity", "what", list(NAMES), lambda name: NAMES[name])
+        layer = _choice("Layer", "layer", [ALL, *map(str, gates.layers)], str)
+        stream = ALL
+        if gates.streams > 1:
+            stream = _choice("Stream", "stream", [ALL, *map(str, range(gates.streams))], str)
+    return what, None if layer == ALL else int(layer), None if stream == ALL else int(stream)
+
+
+def _choice(label: str, key: str, options: list[str], shown) -> str:
+    keep(key)
+    chosen = st.segmented_control(
+        label,
+        options,
+        default=None if key in st.session_state else options[0],
+        key=key,
+        format_func=shown,
+        required=True,
+        bind="query-params",
+    )
+    remember(key)
+    return chosen or options[0]
+
+
+def page() -> None:
+    looking = choose_models()
+    st.title("Gates", anchor=False)
+    text = choose_text()
+    gates = cached.gates(looking.path, text)
+    what, layer, stream = controls(gates)
+    at = position(len(gates.tokens), text, loudest(gates))
+    values, scale = memory_values(gates, what, layer, stream)
+    pick(text, token_strip(gates.tokens, values, gates.special, scale, at, what))
+    finding(gates.summary())
+    if layer is None and len(gates.layers) == 1:  # one row would say less than its streams
+        layer = gates.layers[0]
+    title = f"{NAMES[what]} by {'layer' if layer is None else 'stream'} and position"
+    draw(gates.figure(what, layer, stream), title, "gate_map")
+    st.subheader(f"Rows read at {plain(gates.tokens[at])}, position {at}", anchor=False)
+    st.caption(
+        "Each n-gram that ends here is hashed once a head; the rows below were read from the "
+        "layer's table. Other n-grams may share a row."
+    )
+    st.dataframe(rows_hit(gates, at), hide_index=True, alt="Rows read at the chosen position")
+    numbers(gates.to_frame(), "gates", "All numbers of this text")
+    origin(gates, ["engram", "probe", "gates", looking.path, "--text", text, "--out", "gates"])
+
+
+page()

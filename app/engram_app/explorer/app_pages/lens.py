@@ -1,0 +1,73 @@
+"""Lens: what each depth of the model would predict, beside its twin."""
+
+import streamlit as st
+
+from engram_app.explorer import cached
+from engram_app.explorer.measures import settling_values
+from engram_app.explorer.page import draw, finding, numbers, origin, plain
+from engram_app.explorer.state import (
+    Looking,
+    choose_models,
+    choose_text,
+    keep,
+    pick,
+    position,
+    remember,
+)
+from engram_app.explorer.strip import token_strip
+from engram_probes.lens import LogitLens
+
+GRIDS = {
+    "kl": "KL to the end",
+    "entropy": "Entropy",
+    "log_prob": "Log-probability of the text",
+    "top1_prob": "Probability of the top token",
+}
+
+
+def curves(lens: LogitLens, looking: Looking, text: str) -> None:
+    """KL by depth, with the twin's where there is one of equal depth."""
+    if looking.twin is None:
+        draw(lens.figure("kl", view="curve"), "KL(final || layer) by depth", "lens_curve")
+        return
+    difference = lens.minus(cached.lens(looking.twin, text))
+    draw(difference.figure("kl"), "KL(final || layer) by depth, and the difference", "lens_twins")
+    st.caption(
+        plain(difference.summary())
+        + " One text gives no interval: `engram probe lens` on a corpus does."
+    )
+    numbers(difference.to_frame(), "lens_difference", "Both models by depth")
+
+
+def page() -> None:
+    looking = choose_models()
+    st.title("Logit lens", anchor=False)
+    text = choose_text()
+    lens = cached.lens(looking.path, text)
+    at = position(len(lens.tokens), text, len(lens.tokens) - 1)
+    values, scale = settling_values(lens)
+    pick(text, token_strip(lens.tokens, values, lens.special, scale, at, "settled after"))
+    finding(lens.summary())
+    keep("grid")
+    what = st.segmented_control(
+        "Colour",
+        list(GRIDS),
+        default=None if "grid" in st.session_state else "kl",
+        key="grid",
+        format_func=GRIDS.__getitem__,
+        required=True,
+        bind="query-params",
+    )
+    remember("grid")
+    draw(
+        lens.figure(what or "kl", view="grid"),
+        f"{GRIDS[what or 'kl']}; in the cells the likeliest next token",
+        "lens_grid",
+    )
+    numbers(lens.token_frame(), "lens_tokens", "Every depth and position")
+    curves(lens, looking, text)
+    command = ["engram", "probe", "lens", looking.path, "--text", text, "--out", "lens"]
+    origin(lens, command + (["--twin", looking.twin] if looking.twin else []))
+
+
+page()

@@ -1,0 +1,44 @@
+"""Likeliest next tokens as a table with bars: the first screen needs no plotting library."""
+
+import math
+from pathlib import Path
+
+import streamlit as st
+
+from engram_probes.gates import GateMap
+
+HERE = Path(__file__).parent
+_bars = st.components.v2.component(
+    "engram_next_tokens",
+    html="<table></table>\n",
+    css=(HERE / "bars.css").read_text(encoding="utf-8"),
+    js=(HERE / "bars.js").read_text(encoding="utf-8"),
+)
+
+
+def next_tokens(gates: GateMap, position: int) -> None:
+    """What the model expects after a position; the token that follows in the text is marked."""
+    rows = [
+        _row(text, float(probability), int(token) == _following(gates, position))
+        for text, token, probability in zip(
+            gates.next_texts[position],
+            gates.next_ids[position],
+            gates.next_probs[position],
+            strict=True,
+        )
+    ]
+    following = _following(gates, position)
+    if following is not None and not any(row["isTrue"] for row in rows):
+        probability = math.exp(-float(gates.next_surprisal[position]))
+        rows.append(_row(gates.tokens[position + 1], probability, True))
+    _bars(key="next", data={"name": "Next tokens", "rows": rows})
+
+
+def _following(gates: GateMap, position: int) -> int | None:
+    last = position + 1 >= len(gates.tokens)
+    return None if last else int(gates.token_ids[position + 1])
+
+
+def _row(text: str, probability: float, is_true: bool) -> dict:
+    shown = f"{probability:.1%}" if probability >= 0.001 else f"{probability:.1e}"
+    return {"text": text, "probability": probability, "shown": shown, "isTrue": is_true}

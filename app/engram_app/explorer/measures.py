@@ -1,0 +1,41 @@
+"""What a strip can be coloured by: the quantity, its scale and its values."""
+
+import numpy as np
+
+from engram_app.explorer.colours import Scale
+from engram_probes.gates import GateMap, What
+from engram_probes.lens import LogitLens
+
+TITLES: dict[What, str] = {
+    "added": "what the memory adds, relative to the residual it enters",
+    "gate": "gate: open above 0.5, closed below",
+    "score": "score: how well the key fits the hidden state",
+}
+
+
+def memory_values(
+    gates: GateMap, what: What, layer: int | None = None, stream: int | None = None
+) -> tuple[np.ndarray, Scale]:
+    """One value a token, and the scale that ordinary tokens set."""
+    values = np.array([value for _, value in gates.strip(what, layer, stream)])
+    usual = values[~gates.special & np.isfinite(values)]
+    largest = float(np.abs(usual).max(initial=0)) or 1.0
+    low, high, centre = {
+        "added": (0.0, largest, 0.0),
+        "gate": (0.0, 1.0, 0.5),
+        "score": (-largest, largest, 0.0),
+    }[what]
+    return values, Scale(TITLES[what], low, high, centre)
+
+
+def settling_values(lens: LogitLens) -> tuple[np.ndarray, Scale]:
+    """After how many blocks the top next token is the final one."""
+    depths = np.asarray(lens.settling_depth, dtype=float)
+    title = "blocks run until the next token is settled"
+    return depths, Scale(title, 0.0, float(lens.depths - 1), 0.0)
+
+
+def loudest(gates: GateMap) -> int:
+    """Position of an ordinary token at which the memory adds most."""
+    added = np.where(gates.special, -np.inf, gates.values("added").max(0))
+    return int(np.argmax(added))

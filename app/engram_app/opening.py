@@ -1,0 +1,65 @@
+"""Opening what a command was given: checkpoints, texts, and folders to write to."""
+
+from pathlib import Path
+from typing import Any
+
+from engram_app.console import say
+from engram_model.errors import CheckpointError, CorpusError, UsageError
+
+
+def open_model(name: str) -> tuple[Any, Any]:
+    """Model and tokenizer of an Engram checkpoint, or of another causal model on disk.
+
+    Raises:
+        CheckpointError: as `engram_model.load`.
+    """
+    import json
+
+    from engram_model.checkpoint import find_checkpoint, load
+
+    path = find_checkpoint(name)
+    say(f"opening {path}")
+    try:
+        kind = json.loads((path / "config.json").read_text(encoding="utf-8")).get("model_type")
+    except (ValueError, AttributeError):
+        kind = "engram"  # `load` says what is wrong with it
+    return load(path) if kind == "engram" else _open_other(path)
+
+
+def _open_other(path: Path) -> tuple[Any, Any]:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    try:
+        model = AutoModelForCausalLM.from_pretrained(path, use_safetensors=True)
+        return model.eval(), AutoTokenizer.from_pretrained(path)
+    except Exception as error:
+        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise CheckpointError(f"{path} cannot be opened: {first}") from error
+
+
+def open_documents(spec: str, most: int) -> list[dict]:
+    """The first `most` documents of a corpus.
+
+    Raises:
+        CorpusError: it cannot be read, is empty or damaged.
+    """
+    from itertools import islice
+
+    from engram_model.corpora import iter_documents
+
+    documents = list(islice(iter_documents(spec), most))
+    if not documents:
+        raise CorpusError(f"{spec}: is empty; give a corpus with at least one document")
+    return documents
+
+
+def check_out(out: Path, marker: str) -> None:
+    """See before a long run that the folder can be written to and that nothing else is lost.
+
+    Raises:
+        UsageError: a folder that holds other things than an earlier result, marked by `marker`.
+    """
+    if out.exists() and not out.is_dir():
+        raise UsageError(f"{out} is a file; give a folder")
+    if out.is_dir() and any(out.iterdir()) and not (out / marker).is_file():
+        raise UsageError(f"{out} is not empty and holds no {marker}; give another folder")

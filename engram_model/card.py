@@ -1,0 +1,204 @@
+"""The model card: what a checkpoint is, what it was trained on and how well it does.
+
+`card.json` holds the numbers, `README.md` shows them. Both are made from the checkpoint itself, the
+token file it was trained on and evaluations run for the card.
+"""
+
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+
+from engram_model.accounting import count_parameters
+from engram_model.evaluate import DEFAULT_DATA, evaluate
+from engram_model.training.tokens import TokenFile, open_tokens
+
+FOLDERS = re.compile(r"(?<=:)[^#?:+]*/")  # in a corpus spec: true on one machine only
+
+
+def write_card(
+    checkpoint: str | Path, tokens: str | Path, data: tuple[str, ...] = (), progress=None
+) -> dict:
+    """Evaluate a checkpoint and write its `card.json` and `README.md`.
+
+    Args:
+        checkpoint: folder with a trained model and its training_log.json.
+        tokens: the token file it was trained on.
+        data: corpora to evaluate on, beside the world's valid split.
+        progress: as for `evaluate`.
+
+    Returns:
+        What `card.json` holds.
+    """
+    from engram_model.checkpoint import load
+
+    folder = Path(checkpoint)
+    model, tokenizer = load(folder)
+    log = json.loads((folder / "training_log.json").read_text())
+    file = open_tokens(tokens)
+    card = {
+        "name": folder.name,
+        "preset": log["preset"],
+        "parameters": count_parameters(model).to_dict(),
+        "training": _training(log, file),
+        "memory": [_memory(model, memory, file) for memory in model.model.memories],
+        "evaluation": {
+            public_spec(spec): {
+                source: loss.to_dict()
+                for source, loss in evaluate(model, tokenizer, spec, progress=progress).items()
+            }
+            for spec in (*data, DEFAULT_DATA)
+        },
+    }
+    (folder / "card.json").write_text(json.dumps(card, indent=1))
+    (folder / "README.md").write_text(render_card(card))
+    return card
+
+
+def public_spec(spec: str) -> str:
+    """A corpus spec without the folders of the machine it was read on."""
+    return FOLDERS.sub("", spec)
+
+
+def _training(log: dict, file: TokenFile) -> dict:
+    options, history = log["options"], log["history"]
+    [run] = [entry for entry in history if "train_runtime" in entry]
+    context = options["context"] or 1024
+    seen = run["step"] * options["batch"] * options["accumulate"] * context
+    return {
+        "corpus": public_spec(file.meta["corpus"]["spec"]),
+        "corpus_tokens": file.meta["tokens"],
+        "tokens": seen,
+        "epochs": round(seen / file.meta["tokens"], 2),
+        "steps": run["step"],
+        "sequences_per_step": options["batch"] * options["accumulate"],
+        "context": context,
+        "learning_rate": options["lr"],
+        "seed": options["seed"],
+        "tokens_per_second": round(seen / run["train_runtime"]),
+        "device": log.get("device"),
+        "final_loss": [entry["loss"] for entry in history if "loss" in entry][-1],
+    }
+
+
+def _memory(model, memory, file: TokenFile) -> dict:
+    """Rows of a memory and how many different n-grams of the training text share one."""
+    config = model.config
+    ids = memory.compression.cpu().numpy().astype(np.int64)[file.tokens]
+    primes = memory.primes.cpu().numpy()
+    return {
+        "layer": memory.layer_id,
+        "width": config.engram_head_dim,
+        "heads": config.engram_n_heads,
+        "rows": int(primes.sum()),
+        "orders": [
+            {
+                "order": order,
+                "rows_per_head": round(float(rows.mean())),
+                "distinct_ngrams": (distinct := distinct_ngrams(ids, order)),
+                "distinct_per_row": round(distinct / float(rows.mean()), 1),
+            }
+            for order, rows in enumerate(primes, start=2)
+        ],
+    }
+
+
+def distinct_ngrams(ids: np.ndarray, order: int) -> int:
+    """Number of different n-grams of `order` in compressed ids [tokens]."""
+    base = int(ids.max()) + 1
+    keys = ids[order - 1 :].copy()
+    for back in range(1, order):
+        keys += ids[order - 1 - back : len(ids) - back] * base**back
+    keys.sort()
+    return int((np.diff(keys) != 0).sum()) + 1
+
+
+def render_card(card: dict) -> str:
+    """The card as Markdown."""
+    counts, training = card["parameters"], card["training"]
+    lines = [
+        "---\nlicense: apache-2.0\nlanguage: en\n---",
+        f"# {card['name']}",
+        "A small research model, made to be looked into with engram-workbench. It writes English-"
+        "like text and knows little: do not use it for anything else.",
+        "## Size",
+        _table(
+            ["parameters", "count"],
+            [
+                ["total", f"{counts['total']:,}"],
+                ["active a token (all matrices multiplied)", f"{counts['active']:,}"],
+                [
+                    "active, the paper's way (memory's projections left out)",
+                    f"{counts['active_paper']:,}",
+                ],
+                ["memory tables", f"{counts['table']:,}"],
+                ["sparse (idle experts and tables)", f"{counts['sparse']:,}"],
+            ],
+        ),
+        *_memory_section(card["memory"]),
+        "## Training",
+        f"Corpus `{training['corpus']}` ({training['corpus_tokens']:,} tokens): openly licensed "
+        "English (country descriptions, textbooks, public-domain books) and the synthetic world. "
+        f"{training['tokens']:,} tokens in {training['steps']:,} steps of "
+        f"{training['sequences_per_step']} sequences of {training['context']:,}, that is "
+        f"{training['epochs']} epochs; peak learning rate {training['learning_rate']}, seed "
+        f"{training['seed']}, {training['tokens_per_second']:,} tokens a second"
+        + (f" on {training['device']}." if training["device"] else "."),
+        "## Losses",
+        "One model, one seed. Intervals (95%) are over documents, not over trainings; `engram eval "
+        f"{card['name']} --data SPEC` computes them again.",
+        *(_losses(spec, losses) for spec, losses in card["evaluation"].items()),
+        "## Limits",
+        "Some four million parameters and one corpus: facts are confused, names invented, and no "
+        "safety work was done. Text outside the corpus's kinds (code, other languages, dialogue) "
+        "is out of reach.",
+    ]
+    return "\n\n".join(lines) + "\n"
+
+
+def _memory_section(memories: list[dict]) -> list[str]:
+    rows = [
+        [
+            memory["layer"],
+            order["order"],
+            memory["heads"],
+            f"{order['rows_per_head']:,}",
+            memory["width"],
+            f"{order['distinct_ngrams']:,}",
+            order["distinct_per_row"],
+        ]
+        for memory in memories
+        for order in memory["orders"]
+    ]
+    header = [
+        "layer",
+        "order",
+        "heads",
+        "rows per head",
+        "width",
+        "distinct training n-grams",
+        "n-grams per row",
+    ]
+    return ["## Memory", _table(header, rows)] if rows else []
+
+
+def _losses(spec: str, losses: dict[str, dict]) -> str:
+    rows = [
+        [
+            source,
+            f"{loss['loss']:.4f}",
+            f"{loss['low']:.3f} to {loss['high']:.3f}",
+            f"{loss['bits_per_byte']:.4f}",
+            f"{loss['documents']:,}",
+            f"{loss['tokens']:,}",
+        ]
+        for source, loss in losses.items()
+    ]
+    header = ["source", "nats a token", "95%", "bits a byte", "documents", "tokens"]
+    return f"`{spec}`\n\n" + _table(header, rows)
+
+
+def _table(header: list, rows: list[list]) -> str:
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines)

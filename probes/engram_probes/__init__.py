@@ -1,0 +1,23 @@
+"""Probes of an Engram transformer: each gives a result that needs neither model nor torch."""
+
+_HOME = {
+    "Alignment": "alignment",
+    "GateMap": "gates",
+    "LogitLens": "lens",
+    "cka": "alignment",
+    "gate_map": "gates",
+    "linear_cka": "hsic",
+    "load_result": "results",
+    "logit_lens": "lens",
+}
+__all__ = list(_HOME)
+
+
+def __getattr__(name: str):
+    from importlib import import_module
+
+    if name not in _HOME:
+        raise AttributeError(f"module 'engram_probes' has no attribute {name!r}")
+    value = getattr(import_module(f"engram_probes.{_HOME[name]}"), name)
+    globals()[name] = value
+    return value

@@ -1,0 +1,286 @@
+"""Running a model for its probes: residuals at every depth, and all that its memories compute.
+
+Texts are read as `<bos>` + text. Batches are padded to the right, where nothing before can see it.
+"""
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from engram_model.errors import UsageError
+from engram_probes.provenance import model_name
+
+TOKENS_AT_ONCE = 4096
+FINAL_NORMS = ("norm", "ln_f", "final_layer_norm", "norm_f")
+
+
+@dataclass(frozen=True, eq=False)
+class Subject:
+    """A model that is looked at: an Engram model, or another causal model of `transformers`.
+
+    Attributes:
+        model: the causal model itself.
+        base: what runs before its head.
+        layers: its blocks.
+        norm, head: final norm and unembedding.
+        memories: its memories in the order of their layers; empty for a model without.
+    """
+
+    model: nn.Module
+    base: nn.Module
+    layers: list[nn.Module]
+    norm: nn.Module
+    head: nn.Module
+    memories: list[nn.Module]
+
+    @classmethod
+    def of(cls, model) -> "Subject":
+        """From a model, or from a TransformerBridge of one.
+
+        Raises:
+            UsageError: not a causal language model, or one whose blocks or final norm are hidden.
+        """
+        from engram_model.memory import EngramMemory
+
+        model = getattr(model, "original_model", model)
+        if not hasattr(model, "get_output_embeddings") or model.get_output_embeddings() is None:
+            raise UsageError(
+                f"{type(model).__name__} is not a causal language model of transformers; open one "
+                "with engram_model.load or AutoModelForCausalLM"
+            )
+        base = model.base_model
+        base = getattr(base, "decoder", base)
+        memories = [m for m in model.modules() if isinstance(m, EngramMemory)]
+        return cls(
+            model=model,
+            base=base,
+            layers=_blocks(base, model.config.num_hidden_layers),
+            norm=_final_norm(base),
+            head=model.get_output_embeddings(),
+            memories=sorted(memories, key=lambda memory: memory.layer_id),
+        )
+
+    @property
+    def name(self) -> str:
+        return model_name(self.model)
+
+    @property
+    def memory_layers(self) -> tuple[int, ...]:
+        return tuple(memory.layer_id for memory in self.memories)
+
+    @property
+    def context(self) -> int:
+        """Most tokens it can read, `<bos>` included."""
+        return int(self.model.config.max_position_embeddings)
+
+    def collapse(self, residual: Tensor) -> Tensor:
+        """Residual of any depth -> [batch, positions, d], as the model's own head reads it."""
+        collapse = getattr(self.base, "collapse", None)
+        return residual if collapse is None else collapse(residual)
+
+    def encode(self, tokenizer, text: str) -> list[int]:
+        """Ids of `<bos>` + text.
+
+        Raises:
+            UsageError: an empty text, or one longer than the context.
+        """
+        if not text.strip():
+            raise UsageError("the text is empty; give at least a word")
+        ids = encode(tokenizer, text)
+        if len(ids) > self.context:
+            raise UsageError(
+                f"the text has {len(ids):,} tokens with <bos> and {self.name} reads "
+                f"{self.context:,}; shorten it"
+            )
+        self.check_vocabulary(ids)
+        return ids
+
+    def check_vocabulary(self, ids: list[int]) -> None:
+        vocabulary = self.model.config.vocab_size
+        if max(ids) >= vocabulary:
+            raise UsageError(
+                f"token id {max(ids)} is outside the vocabulary of {self.name} ({vocabulary:,}); "
+                "use the tokenizer it was trained with"
+            )
+
+    def special(self, tokenizer, ids: list[int]) -> np.ndarray:
+        """Bool [positions]: special tokens and position 0, which statistics leave out."""
+        special = np.isin(np.array(ids), tokenizer.all_special_ids)
+        special[0] = True
+        return special
+
+    def logits(self, ids: list[int]) -> Tensor:
+        """One text -> [positions, vocabulary]."""
+        with self._quiet():
+            return self.model(self._tensor([ids]), use_cache=False).logits[0]
+
+    def residuals(self, batch: list[list[int]]) -> "Residuals":
+        """Run a batch and keep the collapsed residual of every depth."""
+        depths: list[Tensor] = []
+        last: list[Tensor] = []
+
+        def before(_module, args, kwargs) -> None:
+            hidden = args[0] if args else kwargs["hidden_states"]
+            depths.append(self.collapse(hidden))
+
+        def after(_module, _args, output) -> None:
+            depths.append(self.collapse(output[0] if isinstance(output, tuple) else output))
+
+        with ExitStack() as hooks, self._quiet():
+            hooks.enter_context(
+                _removed(self.layers[0].register_forward_pre_hook(before, with_kwargs=True))
+            )
+            for layer in self.layers:
+                hooks.enter_context(_removed(layer.register_forward_hook(after)))
+            hooks.enter_context(
+                _removed(self.norm.register_forward_hook(lambda _m, _a, out: last.append(out)))
+            )
+            output = self.model(self._tensor(batch), use_cache=False, logits_to_keep=1)
+        return Residuals(depths, last[-1], output.logits[:, -1])
+
+    @contextmanager
+    def _quiet(self) -> Iterator[None]:
+        """No gradients, no dropout."""
+        training = self.model.training
+        self.model.eval()
+        try:
+            with torch.inference_mode():
+                yield
+        finally:
+            self.model.train(training)
+
+    def _tensor(self, batch: list[list[int]]) -> Tensor:
+        longest = max(len(ids) for ids in batch)
+        padded = [ids + [0] * (longest - len(ids)) for ids in batch]
+        return torch.tensor(padded, device=self.model.device)
+
+
+@dataclass(frozen=True, eq=False)
+class Residuals:
+    """One batch of a model.
+
+    depths: blocks + 1 tensors [batch, positions, d], embedding first, streams collapsed.
+    last_hidden: after the final norm, as the model gave it to its head, [batch, positions, d].
+    last_logits: the model's own logits at the last position of the batch, [batch, vocabulary].
+    """
+
+    depths: list[Tensor]
+    last_hidden: Tensor
+    last_logits: Tensor
+
+
+class MemoryTrace:
+    """While open, keeps what every memory computes in the next forward pass of one text.
+
+    It listens beside whatever else is tapped: hooks of a TransformerBridge stay live, and what
+    they return is what is kept.
+    """
+
+    def __init__(self, subject: Subject) -> None:
+        self._subject = subject
+        self._kept: dict[int, dict[str, Tensor]] = {m.layer_id: {} for m in subject.memories}
+        self._hooks = ExitStack()
+
+    def __enter__(self) -> "MemoryTrace":
+        for memory in self._subject.memories:
+            self._listen(memory)
+        return self
+
+    def __exit__(self, *_exception) -> None:
+        self._hooks.close()
+
+    def _listen(self, memory: nn.Module) -> None:
+        kept = self._kept[memory.layer_id]
+        outer: list[Callable | None] = []
+
+        def tap(name: str, tensor: Tensor) -> Tensor:
+            tensor = tensor if outer[-1] is None else outer[-1](name, tensor)
+            if name in ("slots", "value", "score", "gate", "out"):
+                kept[name] = tensor
+            return tensor
+
+        def before(module, args, kwargs) -> None:
+            kept["hidden"] = args[0] if args else kwargs["hidden"]
+            outer.append(module.tap)
+            module.tap = tap
+
+        def after(module, *_arguments) -> None:
+            module.tap = outer.pop()
+
+        hooks = (
+            memory.register_forward_pre_hook(before, with_kwargs=True),
+            memory.register_forward_hook(after, always_call=True),
+        )
+        for hook in hooks:
+            self._hooks.enter_context(_removed(hook))
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """Fields of a `GateMap`, stacked over layers."""
+        layers = [self._layer(kept) for kept in self._kept.values()]
+        return {name: np.stack([layer[name] for layer in layers]) for name in layers[0]}
+
+    def _layer(self, kept: dict[str, Tensor]) -> dict[str, np.ndarray]:
+        hidden = kept["hidden"][0]
+        out = kept["out"][0].reshape(hidden.shape)  # one stream: [p, d]
+        fields = {
+            "scores": kept["score"][0].float(),
+            "gate": kept["gate"][0].float(),
+            "value_norm": kept["value"][0].float().norm(dim=-1),
+            "added_norm": out.float().norm(dim=-1),
+            "residual_norm": hidden.float().norm(dim=-1),
+            "slots": kept["slots"][0],
+        }
+        return {name: tensor.cpu().numpy() for name, tensor in fields.items()}
+
+
+def encode(tokenizer, text: str) -> list[int]:
+    """Ids of `<bos>` + text; without `<bos>` for a tokenizer that has none."""
+    return with_bos(tokenizer, tokenizer(text, add_special_tokens=False)["input_ids"])
+
+
+def with_bos(tokenizer, ids: list[int]) -> list[int]:
+    return ids if tokenizer.bos_token_id is None else [tokenizer.bos_token_id, *ids]
+
+
+def batches(documents: Iterable, length: Callable, most: int = TOKENS_AT_ONCE) -> Iterator[list]:
+    """Neighbouring documents, as many as fit into `most` tokens when padded; at least one."""
+    batch: list = []
+    longest = 0
+    for document in documents:
+        longest = max(longest, length(document))
+        if batch and longest * (len(batch) + 1) > most:
+            yield batch
+            batch, longest = [], length(document)
+        batch.append(document)
+    if batch:
+        yield batch
+
+
+@contextmanager
+def _removed(handle) -> Iterator[None]:
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def _blocks(base: nn.Module, number: int) -> list[nn.Module]:
+    for module in base.modules():
+        if isinstance(module, nn.ModuleList) and len(module) == number:
+            return list(module)
+    raise UsageError(
+        f"{type(base).__name__} has no list of its {number} blocks, so its residuals cannot be read"
+    )
+
+
+def _final_norm(base: nn.Module) -> nn.Module:
+    for name in FINAL_NORMS:
+        if isinstance(getattr(base, name, None), nn.Module):
+            return getattr(base, name)
+    raise UsageError(
+        f"{type(base).__name__} has no final norm under the names {', '.join(FINAL_NORMS)}"
+    )

@@ -1,0 +1,164 @@
+"""Figures of a `LogitLens` and of a `LensDifference`."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import plotly.graph_objects as go
+from plotly.subplots import make_subplots
+
+from engram_probes.figures.style import (
+    CATEGORICAL,
+    SEQUENTIAL,
+    escaped,
+    finish,
+    float32,
+    heatmap_height,
+    layer_axis,
+    token_axis,
+    transparent,
+)
+from engram_probes.lens import METRICS, LogitLens
+from engram_probes.lens_difference import LensDifference
+
+DEPTH_TITLE = "blocks run (0: embedding)"
+CELL_TEXT = 600  # cells above which the tokens no longer fit into a grid
+REVERSED = ("entropy", "kl", "kl_reverse", "log_rank")  # in a grid, bright means sure
+
+
+def curve_figure(lenses: Sequence[LogitLens], what: str) -> go.Figure:
+    """One metric by depth, with its 95% interval; one line a lens."""
+    unit, name = METRICS[what]
+    figure = go.Figure()
+    for lens, colour in zip(lenses, CATEGORICAL, strict=False):
+        _add_curve(figure, *lens.curve(what), lens.model, colour)
+    _mark_memory(figure, lenses[0].memory_layers)
+    if what == "rank":
+        figure.update_yaxes(type="log")
+    figure.update_xaxes(title={"text": DEPTH_TITLE})
+    figure.update_yaxes(title={"text": f"{name} ({unit})"})
+    described = "; ".join(_described(lens.model, lens.curve(what)[0], unit) for lens in lenses)
+    return finish(figure, name, f"Line chart of {name} by depth. {described}.")
+
+
+def grid_figure(lens: LogitLens, what: str, values: np.ndarray) -> go.Figure:
+    """Depth by position; colour: one quantity; text: the likeliest next token there."""
+    unit, name = METRICS.get(what, ("probability", "Probability of the top token"))
+    texts = np.array([[escaped(t) for t in row] for row in lens.top1_texts or ()], dtype=object)
+    fits = values.size <= CELL_TEXT
+    usual = values[:, ~np.asarray(lens.special)]  # the colours are for ordinary tokens
+    finite = usual[np.isfinite(usual)]
+    figure = go.Figure(
+        go.Heatmap(
+            z=float32(values),
+            x=np.arange(values.shape[1]),
+            y=np.arange(values.shape[0]),
+            text=texts,
+            customdata=np.tile([escaped(t) for t in lens.tokens or ()], (len(values), 1)),
+            texttemplate="%{text}" if fits else None,
+            textfont={"size": 10},
+            hovertemplate="after %{customdata} (position %{x}), %{y} blocks<br>top token %{text}"
+            f"<br>{what} %{{z:.3f}}<extra></extra>",
+            colorscale=SEQUENTIAL,
+            reversescale=what in REVERSED,
+            zmin=float(finite.min(initial=0)),
+            zmax=float(finite.max(initial=0)) or 1.0,
+            colorbar={"title": {"text": unit}},
+        )
+    )
+    figure.update_xaxes(**token_axis(lens.tokens or ()))
+    figure.update_yaxes(**layer_axis(range(len(values)), DEPTH_TITLE))
+    alt = (
+        f"Grid of {len(values)} depths by {values.shape[1]} tokens, coloured by {name} ({unit}), "
+        f"with the likeliest next token in each cell. {lens.summary()}"
+    )
+    title = f"{name}; in the cells the likeliest next token"
+    return finish(figure, title, alt, heatmap_height(len(values)))
+
+
+def difference_figure(result: LensDifference, what: str) -> go.Figure:
+    """Above both curves, below their difference, each with its interval."""
+    unit, name = METRICS[what]
+    index = result.metrics.index(what)
+    figure = make_subplots(rows=2, cols=1, shared_xaxes=True, row_heights=[0.6, 0.4])
+    for i, model in enumerate((result.model, result.other)):
+        curve = (result.means[i, index], result.means_low[i, index], result.means_high[i, index])
+        _add_curve(figure, *curve, model, CATEGORICAL[i], row=1)
+    curve = (result.difference[index], result.low[index], result.high[index])
+    label = f"{result.model} − {result.other}"
+    _add_curve(figure, *curve, label, CATEGORICAL[2], row=2)
+    figure.add_hline(y=0, line={"color": "#555555", "width": 1, "dash": "dot"}, row=2)
+    _mark_memory(figure, result.memory_layers)
+    figure.update_xaxes(title={"text": DEPTH_TITLE}, row=2)
+    figure.update_yaxes(title={"text": unit}, row=1)
+    figure.update_yaxes(title={"text": f"difference ({unit})"}, row=2)
+    if what == "rank":
+        figure.update_yaxes(type="log", row=1)
+    largest = int(np.nanargmax(np.abs(result.difference[index])))
+    alt = (
+        f"Two line charts of {name} by depth: {result.model} and {result.other} above, their "
+        f"difference below. It is largest after {largest} blocks: "
+        f"{result.difference[index, largest]:+.2f} {unit}."
+    )
+    return finish(figure, name, alt, 560)
+
+
+def _add_curve(
+    figure: go.Figure,
+    mean: np.ndarray,
+    low: np.ndarray,
+    high: np.ndarray,
+    name: str,
+    colour: str,
+    row: int | None = None,
+) -> None:
+    place = {} if row is None else {"row": row, "col": 1}
+    depth = np.arange(len(mean))
+    if np.isfinite(low).all():
+        figure.add_trace(
+            go.Scatter(
+                x=np.concatenate([depth, depth[::-1]]),
+                y=float32(np.concatenate([high, low[::-1]])),
+                mode="lines",
+                fill="toself",
+                fillcolor=transparent(colour, 0.2),
+                line={"width": 0},
+                hoverinfo="skip",
+                showlegend=False,
+                name=f"{name}, 95% interval",
+            ),
+            **place,
+        )
+    figure.add_trace(
+        go.Scatter(
+            x=depth,
+            y=float32(mean),
+            mode="lines+markers",
+            name=name,
+            showlegend=True,
+            line={"color": colour, "width": 2},
+            hovertemplate=f"{escaped(name)}, %{{x}} blocks: %{{y:.3f}}<extra></extra>",
+        ),
+        **place,
+    )
+
+
+def _mark_memory(figure: go.Figure, layers: Sequence[int]) -> None:
+    for layer in layers:  # block i runs between depth i and i + 1
+        figure.add_vrect(
+            x0=layer, x1=layer + 1, fillcolor="#999999", opacity=0.18, line_width=0, layer="below"
+        )
+    if layers:
+        figure.add_annotation(
+            text="shaded: blocks with a memory",
+            xref="paper", yref="paper", x=0, y=1, yanchor="bottom", showarrow=False,
+            font={"size": 11, "color": "#555555"},
+        )  # fmt: skip
+
+
+def _described(model: str, mean: np.ndarray, unit: str) -> str:
+    if not np.isfinite(mean).any():
+        return f"{model}: no values"
+    return (
+        f"{model}: {mean[0]:.2f} at the embedding, {mean[len(mean) // 2]:.2f} after "
+        f"{len(mean) // 2} blocks, {mean[-1]:.2f} at the end ({unit})"
+    )

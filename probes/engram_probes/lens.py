@@ -1,0 +1,294 @@
+"""The logit lens: what each depth of a model would predict if it were the last."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+import numpy as np
+
+from engram_model.errors import UsageError
+from engram_probes.bootstrap import divide, ratio_interval
+from engram_probes.provenance import provenance
+from engram_probes.results import Result
+
+if TYPE_CHECKING:
+    import pandas
+    import plotly.graph_objects
+
+    from engram_probes.lens_difference import LensDifference
+
+# What is measured at every depth, its unit, and how it is named in figures.
+METRICS = {
+    "kl": ("nats", "KL(final || layer)"),
+    "kl_reverse": ("nats", "KL(layer || final)"),
+    "entropy": ("nats", "Entropy"),
+    "rank": ("rank, 1 is best", "Mean rank of the true next token"),
+    "log_rank": ("ln of the rank", "Mean log rank of the true next token"),
+    "log_prob": ("nats", "Log-probability of the true next token"),
+    "topk_overlap": ("share", "Overlap of the top-k tokens with the final ones"),
+    "top1_agreement": ("share", "Top token is the final one"),
+    "settled": ("share of tokens", "Settled: the top token stays the final one"),
+}
+GRID = ("kl", "kl_reverse", "entropy", "log_prob", "log_rank", "top1_prob")
+
+
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
+class LogitLens(Result):
+    """Depths D = blocks + 1 (0: the embedding, i: after i blocks), metrics K, documents n.
+
+    Means leave out position 0 and special tokens; those about the true next token leave out the
+    last position too.
+
+    Attributes:
+        metrics: names of the K metrics, see `METRICS`.
+        topk: k of `topk_overlap`.
+        memory_layers: 0-based layers with a memory; layer i writes between depth i and i + 1.
+        model: name of the model.
+        cut: documents longer than the context, of which only the beginning was read.
+        max_difference: largest difference between the last depth's logits and the model's.
+        mean: [K, D].
+        low, high: 95% interval by bootstrap over documents, [K, D]; NaN for one document.
+        document_sums: sum over tokens, [n, K, D]; add those of two runs to merge them.
+        document_counts: number of tokens in each sum, [n, K].
+        token_ids, tokens, special: of a single text, [p]; else None.
+        token_values: of a single text, every metric at each token, [K, D, p], NaN where it has no
+            next token.
+        top1_ids, top1_prob, top1_texts: of a single text, likeliest next token, [D, p].
+        settling_depth: of a single text, depth from which on the top token is the final one, [p].
+    """
+
+    kind: ClassVar[str] = "lens"
+    axes: ClassVar[dict[str, tuple[str, ...]]] = {
+        "mean": ("metric", "depth"),
+        "low": ("metric", "depth"),
+        "high": ("metric", "depth"),
+        "document_sums": ("document", "metric", "depth"),
+        "document_counts": ("document", "metric"),
+        "token_ids": ("position",),
+        "special": ("position",),
+        "token_values": ("metric", "depth", "position"),
+        "top1_ids": ("depth", "position"),
+        "top1_prob": ("depth", "position"),
+        "settling_depth": ("position",),
+    }
+    units: ClassVar[dict[str, str]] = {
+        "mean": "see the metrics",
+        "top1_prob": "probability",
+        "settling_depth": "blocks run",
+    }
+
+    model: str
+    metrics: tuple[str, ...]
+    topk: int
+    memory_layers: tuple[int, ...]
+    cut: int
+    max_difference: float
+    mean: np.ndarray
+    low: np.ndarray
+    high: np.ndarray
+    document_sums: np.ndarray
+    document_counts: np.ndarray
+    tokens: tuple[str, ...] | None = None
+    top1_texts: tuple[tuple[str, ...], ...] | None = None
+    token_ids: np.ndarray | None = None
+    special: np.ndarray | None = None
+    token_values: np.ndarray | None = None
+    top1_ids: np.ndarray | None = None
+    top1_prob: np.ndarray | None = None
+    settling_depth: np.ndarray | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.mean.shape[0] != len(self.metrics):
+            raise ValueError(f"mean has shape {self.mean.shape} for {len(self.metrics)} metrics")
+
+    @property
+    def depths(self) -> int:
+        """Number of depths: blocks + 1."""
+        return self.mean.shape[1]
+
+    @property
+    def documents(self) -> int:
+        return len(self.document_sums)
+
+    @property
+    def positions(self) -> int:
+        """Tokens that the means are over."""
+        return int(self.document_counts[:, self.metrics.index("kl")].sum())
+
+    def curve(self, what: str = "kl") -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Mean, low and high of one metric, each [D]."""
+        index = self._index(what)
+        return self.mean[index], self.low[index], self.high[index]
+
+    @property
+    def mean_settling_depth(self) -> float:
+        """Mean number of blocks after which the top token stays the final one."""
+        return float((1 - self.curve("settled")[0]).sum())
+
+    def minus(self, other: "LogitLens", seed: int = 0) -> "LensDifference":
+        """This model's curves less the other's on the same texts, with paired intervals.
+
+        Raises:
+            UsageError: other texts, another number of layers, or another k.
+        """
+        from engram_probes.lens_difference import difference
+
+        return difference(self, other, seed)
+
+    def facts(self) -> dict:
+        return {
+            "model": self.model,
+            "depths": self.depths,
+            "documents": self.documents,
+            "tokens": self.positions,
+        }
+
+    def summary(self) -> str:
+        if not self.positions:
+            return "There is no token to speak of: every position is special."
+        kl, settled = self.curve("kl")[0], self.mean_settling_depth
+        half = int(np.argmax(kl <= kl[0] / 2))
+        blocks = "block" if half == 1 else "blocks"
+        documents = "document" if self.documents == 1 else "documents"
+        return (
+            f"The top token of {self.model} is settled after {settled:.1f} of {self.depths - 1} "
+            f"blocks on average; KL(final || layer) falls from {kl[0]:.2f} nats at the embedding "
+            f"to half of that after {half} {blocks}, over {self.positions:,} tokens of "
+            f"{self.documents:,} {documents}."
+        )
+
+    def to_frame(self) -> "pandas.DataFrame":
+        """One row for each metric and depth."""
+        import pandas as pd
+
+        metric, depth = (index.ravel() for index in np.indices(self.mean.shape))
+        return pd.DataFrame(
+            {
+                "metric": np.array(self.metrics, dtype=object)[metric],
+                "unit": [METRICS[self.metrics[i]][0] for i in metric],
+                "depth": depth,
+                "mean": self.mean.ravel(),
+                "low": self.low.ravel(),
+                "high": self.high.ravel(),
+                "tokens": self.document_counts.sum(0)[metric],
+            }
+        )
+
+    def token_frame(self) -> "pandas.DataFrame":
+        """Of a single text: one row for each depth and position."""
+        import pandas as pd
+
+        values, top1 = self._per_token()
+        depth, position = (index.ravel() for index in np.indices(top1.shape))
+        return pd.DataFrame(
+            {
+                "depth": depth,
+                "position": position,
+                "token": np.array(self.tokens, dtype=object)[position],
+                "top1": [text for row in self.top1_texts or () for text in row],
+                "top1_prob": top1.ravel(),
+                **{name: values[i].ravel() for i, name in enumerate(self.metrics)},
+            }
+        )
+
+    def figure(self, what: str = "kl", view: str | None = None) -> "plotly.graph_objects.Figure":
+        """A curve by depth, or for a single text a grid of depth by position.
+
+        Args:
+            what: a metric; in the grid one of `GRID`.
+            view: "curve" or "grid"; default the grid where there is one and it has `what`.
+        """
+        from engram_probes.figures.lens import curve_figure, grid_figure
+
+        if what != "top1_prob":
+            self._index(what)
+        if view is None:
+            view = "grid" if self.tokens is not None and what in GRID else "curve"
+        if view == "grid":
+            return grid_figure(self, what, self.grid(what))
+        if view != "curve" or what == "top1_prob":
+            raise UsageError(
+                f"no view {view!r} of {what}: use 'curve' for means, 'grid' for a text"
+            )
+        return curve_figure([self], what)
+
+    def grid(self, what: str = "kl") -> np.ndarray:
+        """Of a single text: one metric, or `top1_prob`, at each depth and position, [D, p]."""
+        values, top1 = self._per_token()
+        return top1 if what == "top1_prob" else values[self._index(what)]
+
+    def _per_token(self) -> tuple[np.ndarray, np.ndarray]:
+        if self.token_values is None or self.top1_prob is None:
+            raise UsageError(
+                "values of single tokens are kept for one text only; call logit_lens with a str"
+            )
+        return self.token_values, self.top1_prob
+
+    def _index(self, what: str) -> int:
+        if what not in self.metrics:
+            raise UsageError(f"{what!r} is no lens metric; use one of {', '.join(self.metrics)}")
+        return self.metrics.index(what)
+
+
+def logit_lens(
+    model,
+    tokenizer,
+    texts,
+    *,
+    topk: int = 5,
+    max_tokens: int | None = None,
+    chunk_tokens: int | None = None,
+    seed: int = 0,
+    progress: Callable[[int, int | None], None] | None = None,
+) -> LogitLens:
+    """Read every depth of a model through its own final norm and unembedding.
+
+    Several residual streams are collapsed at each depth as the model's own head does it; the
+    norm's statistics are those of that depth. The last depth must give the model's logits.
+
+    Args:
+        model: an Engram model, another causal model of `transformers`, or a bridge.
+        tokenizer: its tokenizer; texts are read as `<bos>` + text.
+        texts: a str (values of every token are kept), or a list of str or a Dataset with a column
+            `text` (sums by document are kept; longer documents are cut to the context).
+        topk: k of the top-k agreement.
+        max_tokens: stop after the document that reaches so many tokens.
+        chunk_tokens: tokens whose logits are held at a time; changes memory, not results.
+        seed: of the intervals.
+        progress: called with (documents done, documents in all or None).
+
+    Returns:
+        A `LogitLens`.
+
+    Raises:
+        UsageError: an empty text, a single text longer than the context, or k out of range.
+        CorpusError: no text.
+        EngramError: the model's head does more than norm and unembedding.
+    """
+    from engram_probes.capture import Subject
+    from engram_probes.lens_run import read_documents
+    from engram_probes.text import Documents
+
+    subject, documents = Subject.of(model), Documents(texts)
+    if not 1 <= topk <= subject.model.config.vocab_size:
+        raise UsageError(f"topk {topk}: use 1 to {subject.model.config.vocab_size}")
+    run = read_documents(subject, tokenizer, documents, topk, max_tokens, chunk_tokens, progress)
+    counts = run.counts[..., None]
+    low, high = ratio_interval(run.sums, counts, seed)
+    settings = {"topk": topk, "max_tokens": max_tokens}
+    return LogitLens(
+        provenance=provenance([subject.model], tokenizer, documents.description(), settings, seed),
+        model=subject.name,
+        metrics=tuple(METRICS),
+        topk=topk,
+        memory_layers=subject.memory_layers,
+        cut=run.cut,
+        max_difference=run.max_difference,
+        mean=divide(run.sums.sum(0), counts.sum(0)),
+        low=low,
+        high=high,
+        document_sums=run.sums,
+        document_counts=run.counts,
+        **run.single,
+    )

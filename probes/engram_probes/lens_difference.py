@@ -1,0 +1,161 @@
+"""Two lenses on the same texts: how much sooner one model predicts what it ends up predicting."""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+import numpy as np
+
+from engram_model.errors import UsageError
+from engram_probes.bootstrap import divide, interval
+from engram_probes.lens import METRICS, LogitLens
+from engram_probes.provenance import Provenance
+from engram_probes.results import Result
+
+if TYPE_CHECKING:
+    import pandas
+    import plotly.graph_objects
+
+
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
+class LensDifference(Result):
+    """`model` less `other` at every depth, on the same documents.
+
+    Attributes:
+        model, other: names.
+        metrics: names of the K metrics.
+        documents, tokens: how much text the means are over.
+        means: of `model` and of `other`, [2, K, D].
+        means_low, means_high: 95% interval of each, [2, K, D].
+        difference, low, high: `model` less `other` with its interval, documents drawn together
+            for both, [K, D].
+        settling: mean settling depth of `model` less that of `other`, its low and high, [3].
+    """
+
+    kind: ClassVar[str] = "lens-difference"
+    axes: ClassVar[dict[str, tuple[str, ...]]] = {
+        "means": ("model", "metric", "depth"),
+        "means_low": ("model", "metric", "depth"),
+        "means_high": ("model", "metric", "depth"),
+        "difference": ("metric", "depth"),
+        "low": ("metric", "depth"),
+        "high": ("metric", "depth"),
+        "settling": ("estimate, low, high",),
+    }
+    units: ClassVar[dict[str, str]] = {"settling": "blocks run"}
+
+    model: str
+    other: str
+    metrics: tuple[str, ...]
+    memory_layers: tuple[int, ...]
+    documents: int
+    tokens: int
+    means: np.ndarray
+    means_low: np.ndarray
+    means_high: np.ndarray
+    difference: np.ndarray
+    low: np.ndarray
+    high: np.ndarray
+    settling: np.ndarray
+
+    def facts(self) -> dict:
+        return {
+            "model": self.model,
+            "other": self.other,
+            "documents": self.documents,
+            "tokens": self.tokens,
+        }
+
+    def summary(self) -> str:
+        estimate, low, high = self.settling
+        when = "earlier" if estimate < 0 else "later"
+        sure = f" (95% interval {low:+.2f} to {high:+.2f})" if np.isfinite(low) else ""
+        return (
+            f"The top token of {self.model} is settled {abs(estimate):.2f} blocks {when} than that "
+            f"of {self.other}{sure}, over {self.tokens:,} tokens of {self.documents:,} documents."
+        )
+
+    def to_frame(self) -> "pandas.DataFrame":
+        """One row for each metric and depth."""
+        import pandas as pd
+
+        metric, depth = (index.ravel() for index in np.indices(self.difference.shape))
+        return pd.DataFrame(
+            {
+                "metric": np.array(self.metrics, dtype=object)[metric],
+                "unit": [METRICS[self.metrics[i]][0] for i in metric],
+                "depth": depth,
+                "model": self.means[0].ravel(),
+                "other": self.means[1].ravel(),
+                "difference": self.difference.ravel(),
+                "low": self.low.ravel(),
+                "high": self.high.ravel(),
+            }
+        )
+
+    def figure(self, what: str = "kl") -> "plotly.graph_objects.Figure":
+        """Both curves, and their difference below."""
+        from engram_probes.figures.lens import difference_figure
+
+        if what not in self.metrics:
+            raise UsageError(f"{what!r} is no lens metric; use one of {', '.join(self.metrics)}")
+        return difference_figure(self, what)
+
+
+def difference(lens: LogitLens, other: LogitLens, seed: int = 0) -> LensDifference:
+    """`lens` less `other`; see `LogitLens.minus`."""
+    _check_pair(lens, other)
+
+    def differ(weights: np.ndarray) -> np.ndarray:
+        return _mean(lens, weights) - _mean(other, weights)
+
+    estimate = differ(np.ones(lens.documents, dtype=np.int64))
+    low, high = interval(differ, lens.documents, seed)
+    settled = lens.metrics.index("settled")
+
+    def settle(weights: np.ndarray) -> np.ndarray:  # depth = sum over depths of "not settled yet"
+        return -differ(weights)[settled].sum()
+
+    settling_low, settling_high = interval(settle, lens.documents, seed)
+    return LensDifference(
+        provenance=_joined(lens.provenance, other.provenance, seed),
+        model=lens.model,
+        other=other.model,
+        metrics=lens.metrics,
+        memory_layers=lens.memory_layers or other.memory_layers,
+        documents=lens.documents,
+        tokens=lens.positions,
+        means=np.stack([lens.mean, other.mean]),
+        means_low=np.stack([lens.low, other.low]),
+        means_high=np.stack([lens.high, other.high]),
+        difference=estimate,
+        low=low,
+        high=high,
+        settling=np.array([-estimate[settled].sum(), settling_low, settling_high]),
+    )
+
+
+def _mean(lens: LogitLens, weights: np.ndarray) -> np.ndarray:
+    sums = np.tensordot(weights, lens.document_sums, 1)
+    return divide(sums, (weights @ lens.document_counts)[:, None])
+
+
+def _check_pair(lens: LogitLens, other: LogitLens) -> None:
+    if lens.depths != other.depths:
+        raise UsageError(
+            f"{lens.model} has {lens.depths - 1} blocks and {other.model} {other.depths - 1}: "
+            "curves by depth can be subtracted between models of equal depth only"
+        )
+    if lens.topk != other.topk or lens.metrics != other.metrics:
+        raise UsageError(f"lenses with topk {lens.topk} and {other.topk} cannot be subtracted")
+    same = np.array_equal(lens.document_counts, other.document_counts)
+    if not same or lens.provenance.corpus != other.provenance.corpus:
+        raise UsageError(
+            f"the lenses of {lens.model} and {other.model} were not taken on the same texts; "
+            "take both on the same ones"
+        )
+
+
+def _joined(first: Provenance, second: Provenance, seed: int) -> Provenance:
+    from dataclasses import replace
+
+    return replace(first, models=[*first.models, *second.models], seed=seed)

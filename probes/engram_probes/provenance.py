@@ -1,0 +1,99 @@
+"""Where a result comes from: models, tokenizer, corpus, seed, versions, command."""
+
+import hashlib
+from dataclasses import dataclass, field
+from typing import Any
+from weakref import WeakKeyDictionary
+
+PACKAGES = ("engram-workbench", "numpy", "tokenizers", "torch", "transformers")
+_WEIGHTS: WeakKeyDictionary = WeakKeyDictionary()  # model -> (versions of its tensors, checksum)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Provenance:
+    """What is needed to measure the same again. All values go into JSON as they are.
+
+    Attributes:
+        models: of each model its name, sha256 of its weights (see `weights_sha256`), dtype, device.
+        tokenizer_sha256: of the vocabulary.
+        corpus: what was read: kind, documents, sha256 of the texts; or a description by the door.
+        settings: the probe's options.
+        seed: of every random choice; None where there is none.
+        versions: package -> version.
+        command: the command line that asked for it; "" from a notebook.
+    """
+
+    models: list[dict[str, str]]
+    tokenizer_sha256: str
+    corpus: dict[str, Any]
+    settings: dict[str, Any] = field(default_factory=dict)
+    seed: int | None = None
+    versions: dict[str, str] = field(default_factory=dict)
+    command: str = ""
+
+
+def provenance(
+    models: list, tokenizer, corpus: dict[str, Any], settings: dict[str, Any], seed: int | None
+) -> Provenance:
+    """Provenance of a run of these models (unwrapped) with this tokenizer."""
+    from engram_model.compression import tokenizer_sha256
+
+    return Provenance(
+        models=[describe_model(model) for model in models],
+        tokenizer_sha256=tokenizer_sha256(tokenizer),
+        corpus=corpus,
+        settings=settings,
+        seed=seed,
+        versions=versions(),
+    )
+
+
+def describe_model(model) -> dict[str, str]:
+    return {
+        "name": model_name(model),
+        "weights_sha256": weights_sha256(model),
+        "dtype": str(model.dtype).removeprefix("torch."),
+        "device": str(model.device),
+    }
+
+
+def model_name(model) -> str:
+    """Last part of the path or Hub id a model was loaded from; else its class."""
+    path = str(getattr(model.config, "name_or_path", "") or "")
+    return path.rstrip("/").rpartition("/")[2] or type(model).__name__
+
+
+def weights_sha256(model) -> str:
+    """Checksum of a model's tensors: name, shape and values of each, in the order of the names.
+
+    Floating point values enter as float32, so that a bfloat16 checkpoint has one checksum whether
+    it was opened in float32 or in bfloat16.
+    """
+    tensors = sorted(model.state_dict().items())
+    state = tuple(tensor._version for _, tensor in tensors)
+    known = _WEIGHTS.get(model)
+    if known is None or known[0] != state:
+        known = _WEIGHTS[model] = (state, _sha256(tensors))
+    return known[1]
+
+
+def _sha256(tensors: list) -> str:
+    digest = hashlib.sha256()
+    for name, tensor in tensors:
+        tensor = tensor.float() if tensor.is_floating_point() else tensor
+        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}\n".encode())
+        digest.update(tensor.cpu().contiguous().numpy().data)
+    return digest.hexdigest()
+
+
+def versions() -> dict[str, str]:
+    """Versions of the packages that the numbers depend on, as installed."""
+    from importlib.metadata import PackageNotFoundError, version
+
+    found = {}
+    for package in PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = "not installed"
+    return found

@@ -1,0 +1,191 @@
+"""What a probe returns: arrays, labels, units and provenance, saved as JSON and safetensors.
+
+Nothing here needs torch or a model: a result saved on one machine opens on any other.
+"""
+
+import hashlib
+import json
+import os
+from dataclasses import asdict, dataclass, fields, replace
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+
+from engram_model.errors import CheckpointError
+from engram_probes.provenance import Provenance
+
+if TYPE_CHECKING:
+    import pandas
+    import plotly.graph_objects
+
+SCHEMA = 1
+JSON_FILE, ARRAYS_FILE = "result.json", "arrays.safetensors"
+_CLASSES = {
+    "gates": "gates.GateMap",
+    "lens": "lens.LogitLens",
+    "lens-difference": "lens_difference.LensDifference",
+    "cka": "alignment.Alignment",
+}
+
+
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
+class Result:
+    """Base of every probe's result.
+
+    Attributes:
+        provenance: what was measured, on what, with what.
+        kind: name of the kind of result in files.
+        axes: of every array field, the names of its axes.
+        units: of every number that has one.
+    """
+
+    kind: ClassVar[str]
+    axes: ClassVar[dict[str, tuple[str, ...]]]
+    units: ClassVar[dict[str, str]]
+
+    provenance: Provenance
+
+    def __post_init__(self) -> None:
+        for name, array in self.arrays().items():
+            if array.ndim != len(self.axes[name]):
+                raise ValueError(
+                    f"{type(self).__name__}.{name} has shape {array.shape}, "
+                    f"its axes are {', '.join(self.axes[name])}"
+                )
+            array.setflags(write=False)
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """The array fields by name; optional ones that are None are left out."""
+        values = {name: getattr(self, name) for name in self.axes}
+        return {name: value for name, value in values.items() if value is not None}
+
+    def facts(self) -> dict[str, Any]:
+        """A few short facts for the one-line and the notebook view."""
+        raise NotImplementedError
+
+    def summary(self) -> str:
+        """The finding in one plain sentence."""
+        raise NotImplementedError
+
+    def to_frame(self) -> "pandas.DataFrame":
+        """The numbers as a long table."""
+        raise NotImplementedError
+
+    def figure(self, *args, **kwargs) -> "plotly.graph_objects.Figure":
+        """The result drawn; `figure.layout.meta["alt"]` says in words what it shows."""
+        raise NotImplementedError
+
+    def with_provenance(self, **changes: Any):
+        """The same result with other provenance, e.g. `corpus=` and `command=` set by a door."""
+        return replace(self, provenance=replace(self.provenance, **changes))
+
+    def save(self, path: str | Path) -> Path:
+        """Write `result.json` and `arrays.safetensors` into the folder `path`, made if need be.
+
+        Other files there are left alone. The JSON holds the checksum of the arrays and is written
+        last, so that a broken-off save is noticed.
+
+        Returns:
+            The folder.
+        """
+        from safetensors.numpy import save
+
+        folder = Path(path)
+        folder.mkdir(parents=True, exist_ok=True)
+        content = save({n: np.ascontiguousarray(a) for n, a in self.arrays().items()})
+        _write(folder / ARRAYS_FILE, content)
+        document = json.dumps(self._document(content), indent=1, allow_nan=False)
+        _write(folder / JSON_FILE, (document + "\n").encode())
+        return folder
+
+    def _document(self, content: bytes) -> dict[str, Any]:
+        scalars = [f.name for f in fields(self) if f.name not in (*self.axes, "provenance")]
+        return {
+            "schema": SCHEMA,
+            "kind": self.kind,
+            "summary": self.summary(),
+            "fields": {name: getattr(self, name) for name in scalars},
+            "arrays": {
+                name: {
+                    "axes": self.axes[name],
+                    "shape": array.shape,
+                    "dtype": str(array.dtype),
+                    "unit": self.units.get(name, ""),
+                }
+                for name, array in self.arrays().items()
+            },
+            "arrays_sha256": hashlib.sha256(content).hexdigest(),
+            "provenance": asdict(self.provenance),
+        }
+
+    def __repr__(self) -> str:
+        facts = ", ".join(f"{name}={value!r}" for name, value in self.facts().items())
+        return f"{type(self).__name__}({facts})"
+
+    def _repr_html_(self) -> str:
+        from engram_probes.html import card
+
+        return card(self)
+
+
+def load_result(path: str | Path) -> Result:
+    """Open what `save` wrote, as the class that was saved.
+
+    Raises:
+        CheckpointError: no result there, one of a newer version, or a damaged one.
+    """
+    from safetensors.numpy import load
+
+    folder = Path(path)
+    document = _read_json(folder)
+    try:
+        content = (folder / ARRAYS_FILE).read_bytes()
+        module, name = _CLASSES[document["kind"]].split(".")
+        if hashlib.sha256(content).hexdigest() != document["arrays_sha256"]:
+            raise CheckpointError(
+                f"{folder / ARRAYS_FILE} is damaged: its checksum is not the one in {JSON_FILE}"
+            )
+        kind = getattr(import_module(f"engram_probes.{module}"), name)
+        arrays: dict[str, Any] = dict.fromkeys(kind.axes)
+        return kind(
+            **{**arrays, **load(content)},
+            **{name: _tuples(value) for name, value in document["fields"].items()},
+            provenance=Provenance(**document["provenance"]),
+        )
+    except (OSError, KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{folder} is damaged: {type(error).__name__}: {error}") from error
+
+
+def _read_json(folder: Path) -> dict[str, Any]:
+    try:
+        document = json.loads((folder / JSON_FILE).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise CheckpointError(
+            f"no result in {folder}: it has no {JSON_FILE}; give a folder that save() wrote"
+        ) from None
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{folder / JSON_FILE} cannot be read: {error}") from error
+    if not isinstance(document, dict) or document.get("kind") not in _CLASSES:
+        raise CheckpointError(f"{folder / JSON_FILE} is not the result of a probe")
+    if document.get("schema") != SCHEMA:
+        raise CheckpointError(
+            f"{folder} has schema {document.get('schema')}, this version reads {SCHEMA}; "
+            "update engram-workbench"
+        )
+    return document
+
+
+def _write(file: Path, content: bytes) -> None:
+    """Under a temporary name first: a reader never meets half a file."""
+    temporary = file.with_name(f".{file.name}.{os.getpid()}")
+    try:
+        temporary.write_bytes(content)
+        os.replace(temporary, file)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _tuples(value: Any) -> Any:
+    return tuple(_tuples(item) for item in value) if isinstance(value, list) else value

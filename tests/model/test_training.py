@@ -1,0 +1,207 @@
+"""Training: the optimiser, balancing, and a run that survives a kill and a full disk."""
+
+import errno
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import torch
+
+from engram_model.errors import CheckpointError, CorpusError, EngramError, UsageError
+from engram_model.training.optimizer import MuonAdamW, StackedMuon, parameter_groups
+from engram_model.training.tokens import TokenBlocks, open_tokens, write_tokens
+from engram_model.training.train import TrainOptions, train
+
+STEPS = 12
+WORLD = "world:?seed=0&tokens=12K"
+
+
+@pytest.fixture(scope="module")
+def corpus(tokenizer, tmp_path_factory):
+    """Folder with a tokenizer and the token file of a small world."""
+    folder = tmp_path_factory.mktemp("corpus")
+    tokenizer.save_pretrained(folder / "tokenizer")
+    write_tokens(WORLD, tokenizer, folder / "tokens")
+    return folder
+
+
+def options(corpus, **fields) -> TrainOptions:
+    given = dict(
+        tokens=STEPS * 2 * 64,
+        context=64,
+        batch=2,
+        tokenizer=str(corpus / "tokenizer"),
+        log_every=1,
+        save_every=4,
+    )
+    return TrainOptions(**{**given, **fields})
+
+
+def run(corpus, out, resume=False, **fields):
+    data = f"tokens:{corpus / 'tokens'}"
+    return train("engram-tiny", data, out, options(corpus, **fields), resume=resume)
+
+
+def losses(out) -> list[float]:
+    history = json.loads((out / "training_log.json").read_text())["history"]
+    return [entry["loss"] for entry in history if "loss" in entry]
+
+
+@pytest.fixture(scope="module")
+def unbroken(corpus, tmp_path_factory):
+    out = tmp_path_factory.mktemp("unbroken") / "run"
+    valid = f"tokens:{corpus / 'tokens'}"
+    return run(corpus, out, valid=valid, eval_every=6)
+
+
+def test_log_has_losses_experts_and_gates(unbroken):
+    history = json.loads((unbroken / "training_log.json").read_text())["history"]
+    steps = [entry for entry in history if "loss" in entry]
+    assert len(steps) == STEPS and steps[-1]["loss"] < steps[0]["loss"]
+    assert steps[-1]["expert_load_max"] >= 1 and 0 < steps[-1]["gate_mean_1"] < 1
+    assert len([entry for entry in history if "eval_loss" in entry]) == 2
+
+
+def test_checkpoint_loads_and_its_expert_biases_moved(unbroken):
+    import engram_model as em
+
+    model, _ = em.load(unbroken)
+    biases = [layer.mlp.gate.e_score_correction_bias for layer in model.model.layers[1:]]
+    assert all(bias.abs().max() > 0 for bias in biases)
+    assert max(float(bias.abs().max()) for bias in biases) <= STEPS * 1e-3 + 1e-6
+
+
+KILLED = """
+import sys
+from engram_model.training.train import TrainOptions, train
+train("engram-tiny", sys.argv[1], sys.argv[2], TrainOptions(**eval(sys.argv[3])))
+"""
+
+
+def test_killed_run_resumes_with_the_same_losses(corpus, unbroken, tmp_path):
+    out = tmp_path / "run"
+    fields = vars(options(corpus)).copy()
+    command = [sys.executable, "-c", KILLED, f"tokens:{corpus / 'tokens'}", str(out), repr(fields)]
+    process = subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+    marker = out / "trainer" / "checkpoint-4" / "trainer_state.json"
+    deadline = time.monotonic() + 120
+    while not marker.exists():
+        assert time.monotonic() < deadline and process.poll() is None
+        time.sleep(0.02)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    assert not (out / "model.safetensors").exists()
+    run(corpus, out, resume=True)
+    assert losses(out) == pytest.approx(losses(unbroken), abs=1e-6)
+
+
+def test_full_disk_keeps_the_last_checkpoint(corpus, tmp_path, monkeypatch):
+    out, save, calls = tmp_path / "run", torch.save, []
+
+    def full_at_second_checkpoint(*args, **kwargs):
+        calls.append(args)
+        if (out / "trainer" / "checkpoint-8").exists():
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return save(*args, **kwargs)
+
+    monkeypatch.setattr(torch, "save", full_at_second_checkpoint)
+    with pytest.raises(EngramError, match=r"No space left.*resume from checkpoint-4") as caught:
+        run(corpus, out)
+    assert caught.value.exit_code == 1 and "\n" not in str(caught.value)
+    assert [p.name for p in (out / "trainer").glob("checkpoint-*")] == ["checkpoint-4"]
+    monkeypatch.undo()
+    run(corpus, out, resume=True)
+    assert len(losses(out)) == STEPS
+
+
+def test_loss_that_is_not_finite_stops_the_run(corpus, tmp_path):
+    with pytest.raises(EngramError, match=r"the loss is .* lower the learning rate"):
+        run(corpus, tmp_path / "run", lr=1e20)
+
+
+def test_refuses_a_folder_that_holds_a_run(corpus, unbroken, tmp_path):
+    with pytest.raises(UsageError, match="use --resume"):
+        run(corpus, unbroken)
+    with pytest.raises(UsageError, match="no complete checkpoint to resume"):
+        run(corpus, tmp_path / "nothing", resume=True)
+
+
+def test_half_written_checkpoint_is_passed_over(tmp_path):
+    from engram_model.training.train import last_complete
+
+    for step, text in ((4, "{}"), (8, '{"half')):
+        folder = tmp_path / "trainer" / f"checkpoint-{step}"
+        folder.mkdir(parents=True)
+        (folder / "trainer_state.json").write_text(text)
+    (tmp_path / "trainer" / "checkpoint-12").mkdir()
+    assert last_complete(tmp_path).endswith("checkpoint-4")
+
+
+def test_stacked_muon_equals_torch_muon_slice_by_slice():
+    torch.manual_seed(0)
+    for shape in ((3, 8, 20), (3, 20, 8)):
+        stacked = torch.nn.Parameter(torch.randn(shape))
+        slices = [torch.nn.Parameter(piece.clone()) for piece in stacked.detach()]
+        ours = StackedMuon([stacked], lr=0.02)
+        theirs = torch.optim.Muon(slices, lr=0.02, adjust_lr_fn="match_rms_adamw")
+        for _ in range(3):
+            stacked.grad = torch.randn(shape)
+            for piece, grad in zip(slices, stacked.grad, strict=True):
+                piece.grad = grad.clone()
+            ours.step()
+            theirs.step()
+        # Newton-Schulz runs in bfloat16, where a batched product may round otherwise
+        assert torch.allclose(stacked, torch.stack(list(slices)), atol=1e-3)
+
+
+def test_every_parameter_has_its_optimiser(make_model):
+    model = make_model(4)
+    groups = parameter_groups(model)
+    names = {id(weight): name for name, weight in model.named_parameters()}
+    assert sorted(id(w) for group in groups.values() for w in group) == sorted(names)
+    named = {kind: {names[id(w)] for w in group} for kind, group in groups.items()}
+    assert named["table"] == {f"model.layers.{i}.engram.embed.weight" for i in (0, 2)}
+    assert all("experts." in name for name in named["experts"])
+    assert "model.layers.0.engram.wkv.weight" in named["matrix"]
+    assert "model.layers.0.self_attn.o_proj.weight" in named["matrix"]
+    assert {"model.embed_tokens.weight", "model.layers.1.mlp.gate.weight"} <= named["other"]
+    optimizer = MuonAdamW(model, lr=0.01)
+    rates = {id(w): group["lr"] for group in optimizer.param_groups for w in group["params"]}
+    assert {rates[id(w)] for w in groups["table"]} == {0.05}
+    assert {rates[id(w)] for kind in ("matrix", "experts") for w in groups[kind]} == {0.01}
+
+
+def test_blocks_hold_every_token_once(corpus):
+    file = open_tokens(corpus / "tokens")
+    blocks = TokenBlocks(file, 64, seed=0)
+    seen = np.concatenate([block["input_ids"].numpy() for block in blocks])
+    assert len(seen) == len(file) // 64 * 64
+    left = np.bincount(file.tokens, minlength=400) - np.bincount(seen, minlength=400)
+    assert left.min() >= 0 and left.sum() == len(file) % 64
+
+
+def test_token_files_that_cannot_be_used(corpus, tokenizer, tmp_path):
+    (tmp_path / "broken").mkdir()
+    with pytest.raises(CorpusError, match="not a complete token file"):
+        open_tokens(tmp_path / "broken")
+    with pytest.raises(CorpusError, match="fewer than one context of 10000000"):
+        TokenBlocks(open_tokens(corpus / "tokens"), 10_000_000)
+    with pytest.raises(UsageError, match="exists"):
+        write_tokens(WORLD, tokenizer, corpus / "tokens")
+    (tmp_path / "empty.txt").write_text("")
+    with pytest.raises(CorpusError, match="empty"):
+        write_tokens(f"text:{tmp_path / 'empty.txt'}", tokenizer, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_tokens_of_another_tokenizer_are_refused(corpus, tmp_path):
+    from engram_model.bpe import train_bpe
+
+    train_bpe(["other words entirely"] * 9, 300).save_pretrained(tmp_path / "other")
+    with pytest.raises(CheckpointError, match="another tokenizer"):
+        run(corpus, tmp_path / "run", tokenizer=str(tmp_path / "other"))

@@ -1,0 +1,59 @@
+"""Two tiny models, one with memories and four streams, one plain, and a few texts."""
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def engram(make_model):
+    return make_model(streams=4)
+
+
+@pytest.fixture(scope="session")
+def twin(make_model):
+    return make_model(streams=1, memory_layers=(), seed=3)
+
+
+@pytest.fixture(scope="session")
+def texts():
+    people = ("harbour master", "miller", "boatman", "smith")
+    return [
+        f"The {people[i % 4]} of Varnholm counts {i * 37 % 101} boats " + "at dusk. " * (1 + i % 3)
+        for i in range(24)
+    ]
+
+
+@pytest.fixture(scope="session")
+def gates(engram, tokenizer, texts):
+    import engram_probes as ep
+
+    return ep.gate_map(engram, tokenizer, texts[1])
+
+
+@pytest.fixture(scope="session")
+def lens(engram, tokenizer, texts):
+    import engram_probes as ep
+
+    return ep.logit_lens(engram, tokenizer, texts)
+
+
+@pytest.fixture(scope="session")
+def text_lens(engram, tokenizer, texts):
+    import engram_probes as ep
+
+    return ep.logit_lens(engram, tokenizer, texts[1])
+
+
+@pytest.fixture(scope="session")
+def twin_lens(twin, tokenizer, texts):
+    import engram_probes as ep
+
+    return ep.logit_lens(twin, tokenizer, texts)
+
+
+@pytest.fixture(scope="session")
+def alignment(engram, twin, tokenizer, texts):
+    import engram_probes as ep
+
+    return ep.cka(
+        engram, twin, tokenizer, texts, k=2, per_document=4, batch_size=4, permutations=20
+    )

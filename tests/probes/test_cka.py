@@ -1,0 +1,133 @@
+"""Alignment of two models against a plain double loop."""
+
+import numpy as np
+import pytest
+import torch
+
+import engram_probes as ep
+from engram_model.errors import CorpusError, UsageError
+from engram_probes.alignment import soft_alignment
+from engram_probes.neighbours import mutual_neighbours
+
+
+def representations(model, tokenizer, texts, position):
+    """Residual after each block at one position of each text, one run a text: [layers, n, d]."""
+    layers = [[] for _ in model.model.layers]
+    hooks = [
+        layer.register_forward_hook(
+            lambda _m, _a, out, i=i: layers[i].append(model.model.collapse(out)[0, position])
+        )
+        for i, layer in enumerate(model.model.layers)
+    ]
+    with torch.no_grad():
+        for text in texts:
+            ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+            model(torch.tensor([[tokenizer.bos_token_id, *ids]]))
+    for hook in hooks:
+        hook.remove()
+    return [torch.stack(layer).numpy() for layer in layers]
+
+
+def test_equals_a_double_loop(engram, twin, tokenizer, texts):
+    """One entity a text, always the third token, so that the positions are known."""
+    documents = []
+    for text in texts:
+        ids = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+        documents.append(
+            {"text": text, "spans": [{"start": 0, "end": ids["offset_mapping"][2][1]}]}
+        )
+    result = ep.cka(
+        engram, twin, tokenizer, documents, positions="entity", k=2, batch_size=8, permutations=0
+    )
+    columns = representations(engram, tokenizer, texts, 3)
+    rows = representations(twin, tokenizer, texts, 3)
+    for i, row in enumerate(rows):
+        for j, column in enumerate(columns):
+            expected = ep.linear_cka(row, column, batch_size=8)
+            assert result.matrix[i, j] == pytest.approx(expected, abs=1e-4)
+    assert (result.samples, result.documents, result.batches, result.blocks) == (24, 24, 3, 3)
+
+
+def test_a_model_is_like_itself(engram, tokenizer, texts):
+    result = ep.cka(engram, engram, tokenizer, texts, k=2, batch_size=8, permutations=5)
+    np.testing.assert_allclose(np.diag(result.matrix), 1)
+    np.testing.assert_allclose(np.diag(result.neighbours), 1)
+    np.testing.assert_allclose(result.matrix, result.matrix.T, atol=1e-6)
+
+
+def test_rows_are_the_baseline(engram, twin, tokenizer, texts, alignment):
+    options = dict(k=2, per_document=4, batch_size=4, permutations=0)
+    swapped = ep.cka(twin, engram, tokenizer, texts, **options)
+    np.testing.assert_allclose(swapped.matrix, alignment.matrix.T, atol=1e-6)
+    assert alignment.memory_layers == (0, 2) and swapped.memory_layers == ()
+
+
+def test_no_batch_holds_two_positions_of_a_document(alignment):
+    """24 documents, 4 positions each, 4 documents a batch."""
+    assert (alignment.documents, alignment.samples) == (24, 96)
+    assert (alignment.batches, alignment.blocks) == (24, 6)
+
+
+def test_intervals_and_null(alignment):
+    assert (alignment.low <= alignment.high).all()
+    assert (alignment.low <= alignment.matrix).all() and (alignment.matrix <= alignment.high).all()
+    assert (alignment.null_mean < alignment.null_high).all()
+    assert np.abs(alignment.null_mean).max() < 0.15
+
+
+def test_few_blocks_have_no_interval(engram, twin, tokenizer, texts):
+    result = ep.cka(engram, twin, tokenizer, texts, k=2, batch_size=8, permutations=0)
+    assert result.blocks == 3
+    assert np.isnan(result.low).all() and np.isnan(result.null_mean).all()
+    assert "permuted" not in result.summary()
+
+
+def test_the_seed_decides_everything(engram, twin, tokenizer, texts, alignment):
+    options = dict(k=2, per_document=4, batch_size=4, permutations=20)
+    again = ep.cka(engram, twin, tokenizer, texts, **options)
+    other = ep.cka(engram, twin, tokenizer, texts, seed=1, **options)
+    for name, array in alignment.arrays().items():
+        np.testing.assert_array_equal(array, again.arrays()[name], err_msg=name)
+    assert not np.array_equal(alignment.matrix, other.matrix)
+
+
+def test_soft_alignment_is_the_centre_of_the_top_rows():
+    matrix = np.random.default_rng(0).uniform(-0.2, 1, size=(9, 4))
+    expected = []
+    for column in matrix.T:
+        top = sorted(range(9), key=lambda i: -column[i])[:5]
+        weights = [max(column[i], 0) for i in top]
+        expected.append(sum(w * i for w, i in zip(weights, top, strict=True)) / sum(weights))
+    np.testing.assert_allclose(soft_alignment(matrix, 5), expected)
+    np.testing.assert_allclose(soft_alignment(np.ones((9, 1)), 9), 4)
+    assert np.isnan(soft_alignment(-(matrix[:, :1] ** 2), 5)).all()
+
+
+def test_mutual_neighbours_of_known_features():
+    draw = np.random.default_rng(0).normal
+    x = draw(size=(1, 200, 16))
+    assert mutual_neighbours(x, 5 * x, 10)[0, 0] == pytest.approx(1)
+    chance = mutual_neighbours(x, draw(size=(1, 200, 16)), 10)[0, 0]
+    assert chance == pytest.approx(10 / 199, abs=0.02)
+
+
+def test_floor_and_ceiling(alignment):
+    assert (alignment.soft_floor, alignment.soft_ceiling) == (0.5, 1.5)
+    assert ((alignment.soft_index >= 0) & (alignment.soft_index <= 2)).all()
+
+
+def test_errors(engram, twin, tokenizer, texts):
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    other = GPT2LMHeadModel(GPT2Config(vocab_size=50, n_embd=8, n_layer=2, n_head=2))
+    for error, message, models, given, options in [
+        (UsageError, "k 5", (engram, twin), texts, {}),
+        (UsageError, "other vocabularies", (engram, other), texts, {"k": 2}),
+        (UsageError, "'sampled' or 'entity'", (engram, twin), texts, {"positions": "last"}),
+        (UsageError, "batch_size 3", (engram, twin), texts, {"batch_size": 3, "k": 2}),
+        (CorpusError, "too few", (engram, twin), texts[:3], {"k": 2}),
+        (CorpusError, "spans", (engram, twin), texts, {"k": 2, "positions": "entity"}),
+    ]:
+        with pytest.raises(error) as caught:
+            ep.cka(*models, tokenizer, given, **options)
+        assert message in str(caught.value) and "\n" not in str(caught.value)
