@@ -3,6 +3,8 @@
 import json
 import os
 import struct
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -76,9 +78,10 @@ def load(
     dtype = dtype or (torch.float32 if place.type == "cpu" else torch.bfloat16)
     try:
         tokenizer = PreTrainedTokenizerFast.from_pretrained(path)
-        model, info = EngramForCausalLM.from_pretrained(
-            path, dtype=dtype, use_safetensors=True, output_loading_info=True
-        )
+        with _no_bar():
+            model, info = EngramForCausalLM.from_pretrained(
+                path, dtype=dtype, use_safetensors=True, output_loading_info=True
+            )
     except CheckpointError:
         raise
     except Exception as error:
@@ -86,6 +89,20 @@ def load(
     _check_complete(path, info)
     _check_tokenizer(path, config, tokenizer, model)
     return model.to(place).eval(), tokenizer
+
+
+@contextmanager
+def _no_bar() -> Iterator[None]:
+    """Loading without transformers' progress bar: it is over before the bar can be read."""
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
 
 
 def read_config(path: Path) -> dict:

@@ -66,3 +66,10 @@ def ids(tokenizer):
 
     encoded = tokenizer([TEXT, TEXT[57:] + TEXT], add_special_tokens=False)["input_ids"]
     return torch.tensor([[tokenizer.bos_token_id, *row[:23]] for row in encoded])
+
+
+def pytest_sessionfinish(session, exitstatus):
+    """In CI a skipped test is a failed run: whatever it needed should have been there."""
+    reporter = session.config.pluginmanager.get_plugin("terminalreporter")
+    if os.environ.get("CI") and exitstatus == 0 and reporter.stats.get("skipped"):
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED

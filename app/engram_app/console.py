@@ -43,7 +43,7 @@ def print_rows(headers: Sequence[str], rows: Sequence[Sequence[str]], title: str
     """A table on stdout: drawn in a terminal, separated by tabs in a file or pipe."""
     console = out()
     if not console.is_terminal:
-        for row in (headers, *rows):
+        for row in (*([[title]] if title else []), headers, *rows):
             print("\t".join(row))
         return
     from rich.box import SIMPLE_HEAD

@@ -21,12 +21,18 @@ def info(
     if as_json:
         print_json(document)
         return
+    losses = document.pop("evaluation")
     rows = [
-        (f"{section} {name}".replace("_", " "), _cell(value))
+        (f"{section} {name}".strip().replace("_", " "), _cell(value))
         for section, facts in document.items()
         for name, value in (facts.items() if isinstance(facts, dict) else [("", facts)])
     ]
     print_rows(("what", "value"), rows)
+    for spec, sources in losses.items():
+        headers = ("source", "nats/token", "low", "high", "bits/byte")
+        columns = ("loss", "low", "high", "bits_per_byte")
+        table = [(name, *(f"{loss[c]:.4f}" for c in columns)) for name, loss in sources.items()]
+        print_rows(headers, table, title=f"Losses stated by the card, on {spec}")
 
 
 def describe(path: Path) -> dict[str, Any]:
@@ -62,7 +68,7 @@ def describe(path: Path) -> dict[str, Any]:
             "sha256": config.tokenizer_sha256,
         },
         "sha256": {file.name: _sha256(file) for file in files},
-        "losses": losses(path),
+        "evaluation": evaluation(path),
     }
 
 
@@ -98,15 +104,14 @@ def _memory(config) -> dict[str, Any]:
     }
 
 
-def losses(path: Path) -> dict[str, Any]:
-    """What the model card states, from card.json; empty where there is none."""
+def evaluation(path: Path) -> dict[str, dict[str, dict[str, float]]]:
+    """Losses that the model card states: corpus -> source -> numbers; empty without a card."""
     import json
 
     try:
-        card = json.loads((path / "card.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        found = json.loads((path / "card.json").read_text(encoding="utf-8"))["evaluation"]
+    except (OSError, ValueError, KeyError, TypeError):
         return {}
-    found = card.get("losses") if isinstance(card, dict) else None
     return found if isinstance(found, dict) else {}
 
 

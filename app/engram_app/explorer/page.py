@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     import pandas as pd
     import plotly.graph_objects as go
 
+FRAME = "#56B4E9"  # legible on every colour of the maps, in both themes
 MARKDOWN = re.compile(r"([\\`*_{}\[\]()<>#+\-.!|~$:^])")
 
 
@@ -40,12 +41,19 @@ def finding(text: str) -> None:
         st.markdown(plain(text))
 
 
-def draw(figure: "go.Figure", title: str, key: str) -> None:
-    """A figure of a probe: its title as text of the page, its description for screen readers."""
+def draw(figure: "go.Figure", title: str, key: str, position: int | None = None) -> None:
+    """A figure of a probe: its title as text of the page, its description for screen readers.
+
+    position: of the token looked at; its column is framed.
+    """
     alt = (figure.layout.meta or {}).get("alt", title)
     st.markdown(f"**{plain(title)}**")
     figure.update_layout(title=None, margin={"t": 44})
     figure.update_annotations(font={"color": None})
+    figure.update_xaxes(automargin=True)
+    if position is not None:
+        ends = {"x0": position - 0.5, "x1": position + 0.5}
+        figure.add_vrect(**ends, line={"color": FRAME, "width": 3}, fillcolor="rgba(0,0,0,0)")
     st.plotly_chart(
         figure,
         key=key,
@@ -85,10 +93,9 @@ def origin(result: Result, command: list[str]) -> None:
         for name in ("engram-workbench", "torch", "transformers")
         if name in came.versions
     )
-    st.caption(
-        plain(f"Model {models} · tokenizer {came.tokenizer_sha256[:12]} · {versions} · ")
-        + plain("seed none" if came.seed is None else f"seed {came.seed}")
-    )
+    facts = [models, f"tokenizer {came.tokenizer_sha256[:12]}", versions]
+    facts += [] if came.seed is None else [f"seed {came.seed}"]
+    st.caption(plain(" · ".join(facts)))
     with st.expander("Reproduce", icon=":material/terminal:"):
         st.caption("The same numbers from the command line")
         st.code(shlex.join(command), language="bash", wrap_lines=True)

@@ -9,8 +9,9 @@ from pathlib import Path
 
 import streamlit as st
 
-from engram_app.explorer.examples import examples
+from engram_app.examples import examples
 from engram_app.explorer.opened import Opened, check_model
+from engram_app.explorer.page import plain
 
 LONGEST = 4000  # characters taken from the URL or the box
 
@@ -41,6 +42,8 @@ def choose_models() -> Looking:
     twin = others[0] if others else None
     if len(others) > 1:
         twin = _selector("Twin to compare with", "twin", others)
+    if twin:
+        st.sidebar.caption(f"compared with {plain(Path(twin).name)}")
     check_model(path)
     return Looking(path, twin)
 

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import streamlit as st
 
-from engram_app.explorer.colours import Scale
+from engram_app.colours import Scale
 
 HERE = Path(__file__).parent
 _strip = st.components.v2.component(

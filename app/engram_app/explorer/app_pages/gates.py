@@ -3,11 +3,11 @@
 import streamlit as st
 
 from engram_app.explorer import cached
-from engram_app.explorer.measures import loudest, memory_values
 from engram_app.explorer.ngrams import rows_hit
 from engram_app.explorer.page import draw, finding, numbers, origin, plain
 from engram_app.explorer.state import choose_models, choose_text, keep, pick, position, remember
 from engram_app.explorer.strip import token_strip
+from engram_app.measures import loudest, memory_values
 from engram_probes.gates import GateMap
 
 ALL = "all"
@@ -53,7 +53,7 @@ def page() -> None:
     if layer is None and len(gates.layers) == 1:  # one row would say less than its streams
         layer = gates.layers[0]
     title = f"{NAMES[what]} by {'layer' if layer is None else 'stream'} and position"
-    draw(gates.figure(what, layer, stream), title, "gate_map")
+    draw(gates.figure(what, layer, stream), title, "gate_map", at)
     st.subheader(f"Rows read at {plain(gates.tokens[at])}, position {at}", anchor=False)
     st.caption(
         "Each n-gram that ends here is hashed once a head; the rows below were read from the "

@@ -1,9 +1,9 @@
 """Lens: what each depth of the model would predict, beside its twin."""
 
+import numpy as np
 import streamlit as st
 
 from engram_app.explorer import cached
-from engram_app.explorer.measures import settling_values
 from engram_app.explorer.page import draw, finding, numbers, origin, plain
 from engram_app.explorer.state import (
     Looking,
@@ -15,6 +15,7 @@ from engram_app.explorer.state import (
     remember,
 )
 from engram_app.explorer.strip import token_strip
+from engram_app.measures import settling_values
 from engram_probes.lens import LogitLens
 
 GRIDS = {
@@ -39,6 +40,14 @@ def curves(lens: LogitLens, looking: Looking, text: str) -> None:
     numbers(difference.to_frame(), "lens_difference", "Both models by depth")
 
 
+def grid(lens: LogitLens, what: str):
+    """The grid, its colours set by the blocks: the embedding alone is far off and hides them."""
+    figure = lens.figure(what, view="grid")
+    after = lens.grid(what)[1:, ~lens.special]
+    figure.update_traces(zmin=float(np.nanmin(after)), zmax=float(np.nanmax(after)))
+    return figure
+
+
 def page() -> None:
     looking = choose_models()
     st.title("Logit lens", anchor=False)
@@ -60,9 +69,10 @@ def page() -> None:
     )
     remember("grid")
     draw(
-        lens.figure(what or "kl", view="grid"),
+        grid(lens, what or "kl"),
         f"{GRIDS[what or 'kl']}; in the cells the likeliest next token",
         "lens_grid",
+        at,
     )
     numbers(lens.token_frame(), "lens_tokens", "Every depth and position")
     curves(lens, looking, text)

@@ -4,11 +4,11 @@ import streamlit as st
 
 from engram_app.explorer import cached
 from engram_app.explorer.bars import next_tokens
-from engram_app.explorer.measures import loudest, memory_values
 from engram_app.explorer.ngrams import ngrams
 from engram_app.explorer.page import finding, origin, plain
 from engram_app.explorer.state import Looking, choose_models, choose_text, pick, position
 from engram_app.explorer.strip import token_strip
+from engram_app.measures import loudest, memory_values
 from engram_probes.gates import GateMap
 
 CARDS = (

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from engram_app.explorer.colours import Scale
+from engram_app.colours import Scale
 from engram_probes.gates import GateMap, What
 from engram_probes.lens import LogitLens
 

@@ -1,0 +1,36 @@
+# make report | make explore | make test: each sets up .venv first.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+REPORT ?= reports/nano
+
+.PHONY: report explore test lint setup notebook clean
+
+setup: $(READY)
+
+$(READY): pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	touch $@
+
+report: setup
+	$(BIN)/engram report engram-nano --twin moe-nano --out $(REPORT) --force
+	@echo "open $(REPORT)/report.html"
+
+explore: setup
+	$(BIN)/engram explore
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+test: setup lint
+	$(BIN)/python -m pytest
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
+
+notebook: setup
+	$(BIN)/jupyter-execute --inplace docs/first_look.ipynb

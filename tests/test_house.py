@@ -1,0 +1,159 @@
+"""The house stays in shape: who imports whom, what is public, what is packaged."""
+
+import ast
+import importlib
+import re
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+ROOMS = {
+    "engram_kernels": ROOT / "kernels" / "engram_kernels",
+    "engram_model": ROOT / "engram_model",
+    "engram_probes": ROOT / "probes" / "engram_probes",
+    "engram_app": ROOT / "app" / "engram_app",
+}
+MAY_USE = {
+    "engram_kernels": set(),
+    "engram_model": {"engram_kernels"},
+    "engram_probes": {"engram_model"},
+    "engram_app": {"engram_model", "engram_probes"},
+}
+# a library -> the only places that may import it
+ONLY_IN = {
+    "triton": ["kernels/engram_kernels/"],
+    "plotly": ["probes/engram_probes/figures/"],
+    "streamlit": ["app/engram_app/explorer/"],
+    "typer": ["app/engram_app/"],
+    "transformer_lens": ["engram_model/bridge.py"],
+}
+
+
+def sources():
+    return [(room, file) for room, folder in ROOMS.items() for file in folder.rglob("*.py")]
+
+
+def imports(file: Path) -> set[str]:
+    """Top-level packages a file imports anywhere in it, other than for annotations."""
+    return _imports(ast.parse(file.read_text()))
+
+
+def _imports(node: ast.AST) -> set[str]:
+    if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
+        return set()
+    if isinstance(node, ast.Import):
+        return {alias.name.split(".")[0] for alias in node.names}
+    if isinstance(node, ast.ImportFrom) and node.module and not node.level:
+        return {node.module.split(".")[0]}
+    return set().union(*map(_imports, ast.iter_child_nodes(node)))
+
+
+def test_arrows_point_one_way():
+    wrong = [
+        f"{file.relative_to(ROOT)} imports {other}"
+        for room, file in sources()
+        for other in sorted(imports(file) & set(ROOMS) - MAY_USE[room] - {room})
+    ]
+    assert wrong == []
+
+
+def test_libraries_stay_in_their_rooms():
+    wrong = []
+    for _, file in sources():
+        place = file.relative_to(ROOT).as_posix()
+        for library in imports(file) & set(ONLY_IN):
+            if not any(place.startswith(allowed) for allowed in ONLY_IN[library]):
+                wrong.append(f"{place} imports {library}")
+    assert wrong == []
+
+
+def test_no_unsafe_loading():
+    """Never pickle, never code from a checkpoint."""
+    banned = re.compile(r"import pickle|pickle\.load|allow_pickle=True|trust_remote_code=True")
+    wrong = [str(file) for _, file in sources() if banned.search(file.read_text())]
+    assert wrong == []
+
+
+def documented() -> dict[str, set[str]]:
+    """Names listed in docs/api.md under a heading for each package."""
+    names: dict[str, set[str]] = {}
+    package = ""
+    for line in (ROOT / "docs" / "api.md").read_text().splitlines():
+        if heading := re.match(r"## `(engram_\w+)`", line):
+            package = heading[1]
+            names[package] = set()
+        elif entry := re.match(r"- `(\w+)`", line):
+            names[package].add(entry[1])
+    return names
+
+
+@pytest.mark.parametrize("package", ["engram_kernels", "engram_model", "engram_probes"])
+def test_public_names_are_those_documented(package):
+    module = importlib.import_module(package)
+    assert set(module.__all__) == documented()[package]
+    for name in module.__all__:
+        assert getattr(module, name) is not None
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        module.nothing  # noqa: B018
+
+
+def python(code: str, cwd: Path = ROOT) -> str:
+    result = subprocess.run(
+        [sys.executable, "-c", code], cwd=cwd, capture_output=True, text=True, check=True
+    )
+    return result.stdout.strip()
+
+
+def test_importing_a_package_is_fast():
+    """Importing costs next to nothing: the heavy libraries wait until they are used."""
+    heavy = "{'torch', 'transformers', 'datasets', 'pandas', 'plotly', 'streamlit', 'sklearn'}"
+    loaded = python(
+        "import sys, engram_kernels, engram_model, engram_probes, engram_app, engram_app.cli\n"
+        f"print(sorted({heavy} & set(sys.modules)))"
+    )
+    assert loaded == "[]"
+
+
+def test_transformers_imports_with_the_repository_first_on_the_path():
+    code = "import sys; sys.path.insert(0, '.'); import transformers.integrations; print('fine')"
+    assert python(code) == "fine"
+    rooms = [ROOT / room for room in ("kernels", "probes", "app", "tests", "checkpoints")]
+    assert not [room for room in rooms if (room / "__init__.py").exists()]
+
+
+def test_wheel_holds_only_our_packages(tmp_path):
+    subprocess.run(
+        [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", tmp_path, ROOT],
+        check=True,
+        capture_output=True,
+    )
+    [wheel] = tmp_path.glob("*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        names = archive.namelist()
+        [entry_points] = [name for name in names if name.endswith("entry_points.txt")]
+        text = archive.read(entry_points).decode()
+    tops = {name.split("/")[0] for name in names}
+    assert tops == {*ROOMS, next(top for top in tops if top.endswith(".dist-info"))}
+    assert "engram = engram_app.cli:main" in text
+    assert "EngramForCausalLM = engram_model.bridge:EngramAdapter" in text
+    assert {"engram_app/explorer/strip.js"} <= set(names)
+
+
+def test_bundled_models_fit_their_limits():
+    """At most 8 MB a nano model, shards under 15 MB, 140 MB in all; each has its card."""
+    total = 0
+    for folder in (ROOT / "checkpoints").iterdir():
+        if not folder.is_dir():
+            continue
+        sizes = [file.stat().st_size for file in folder.iterdir()]
+        total += sum(sizes)
+        assert max(sizes) < 15e6
+        assert not folder.name.endswith("nano") or sum(sizes) <= 8e6 + 0.4e6  # and tokenizer, log
+        weights = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
+        assert not folder.name.endswith("nano") or weights <= 8e6
+        assert (folder / "README.md").exists() and (folder / "card.json").exists()
+    assert 0 < total < 140e6
