@@ -1,18 +1,21 @@
-"""Sentences to begin with: each shows another reason why a memory speaks, or does not."""
+"""Texts to begin with: each shows another reason why a memory speaks, or does not."""
 
 from functools import lru_cache
 from itertools import islice
 
-ENTITY = "The capital of France is Paris, and the capital of Italy is Rome."
-NAME = "In 1815 the Duke of Wellington defeated Napoleon Bonaparte at the Battle of Waterloo."
+NAMES = (
+    "The Battle of Waterloo was fought in 1815 between Napoleon Bonaparte and the Duke of "
+    "Wellington."
+)
+CAPITALS = "The capital of France is Paris, and the capital of Italy is Rome."
 
 
 @lru_cache(maxsize=1)
 def examples() -> dict[str, str]:
     """Name -> text. The last three come from the synthetic world that the models learnt."""
     return {
-        "Capitals": ENTITY,
-        "A famous name": NAME,
+        "Famous names": NAMES,
+        "Capitals": CAPITALS,
         "A known person": _sentences(_told("bio"), 3),
         "A set phrase": _told("phrase"),
         "Reading": _told("reading"),

@@ -1,0 +1,144 @@
+"""What the results say: findings in sentences, key numbers with intervals, and alerts."""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from engram_probes.alignment import Alignment
+
+from engram_app.report.measure import Measured
+
+FEW_DOCUMENTS, FEW_TOKENS = 30, 5000
+ONE_SEED = (
+    "Each model was trained once: intervals are over documents and say nothing about other "
+    "training seeds."
+)
+
+
+@dataclass(frozen=True)
+class KeyNumber:
+    """A number of the header: what it is, with its interval and what it is over."""
+
+    name: str
+    value: float
+    unit: str
+    over: str
+    low: float | None = None
+    high: float | None = None
+
+
+def findings(found: Measured) -> list[str]:
+    """One sentence a probe, the strongest first."""
+    sentences = []
+    if found.difference is not None:
+        sentences.append(found.difference.summary())
+    elif found.lens is not None:
+        sentences.append(found.lens.summary())
+    if found.alignment is not None:
+        sentences.append(found.alignment.summary())
+    if found.gates:
+        open_, added = gate_numbers(found)
+        sentences.append(
+            f"Over {len(found.gates)} texts the mean gate is {open_:.2f} (0.5 is neutral) and the "
+            f"memory adds {added:.2f} of the residual it enters on an average token."
+        )
+    return sentences
+
+
+def gate_numbers(found: Measured) -> tuple[float, float]:
+    """Mean gate, and mean relative size of what is added, over all ordinary tokens."""
+    gates = [g.values("gate")[:, ~g.special] for g in found.gates.values()]
+    added = [g.values("added")[:, ~g.special] for g in found.gates.values()]
+    return (
+        float(np.concatenate(gates, axis=1).mean()),
+        float(np.concatenate(added, axis=1).mean()),
+    )
+
+
+def key_numbers(found: Measured) -> list[KeyNumber]:
+    """A handful of numbers, each with its interval where it has one."""
+    numbers = []
+    if found.lens is not None:
+        lens = found.lens
+        over = f"{lens.positions:,} tokens, {lens.documents:,} documents"
+        numbers.append(KeyNumber("Settling depth", lens.mean_settling_depth, "blocks", over))
+    if found.difference is not None:
+        value, low, high = (float(number) for number in found.difference.settling)
+        name = f"Settling depth, less that of {found.difference.other}"
+        numbers.append(KeyNumber(name, value, "blocks", over, *_ends(low, high)))
+    if found.alignment is not None and np.isfinite(found.alignment.soft_index).any():
+        numbers.append(_shift(found))
+    if found.gates:
+        gate, added = gate_numbers(found)
+        over = f"{len(found.gates)} texts"
+        numbers.append(KeyNumber("Mean gate", gate, "0.5 is neutral", over))
+        numbers.append(KeyNumber("Added by the memory", added, "of the residual", over))
+    return numbers
+
+
+def _shift(found: Measured) -> KeyNumber:
+    alignment = found.alignment
+    assert alignment is not None
+    shift = alignment.soft_index - np.arange(len(alignment.soft_index))
+    within = np.where(_reachable(alignment), shift, np.nan)
+    column = int(np.nanargmax(np.abs(within if np.isfinite(within).any() else shift)))
+    ends = (float(ends[column]) - column for ends in (alignment.soft_low, alignment.soft_high))
+    return KeyNumber(
+        f"Largest shift, at layer {column}",
+        float(shift[column]),
+        "layers",
+        f"{alignment.samples:,} samples, {alignment.documents:,} documents",
+        *_ends(*ends),
+    )
+
+
+def _reachable(alignment: Alignment) -> np.ndarray:
+    """Bool [C]: layers whose own index the soft alignment can take with even weights."""
+    layers = np.arange(len(alignment.soft_index))
+    return (layers >= alignment.soft_floor) & (layers <= alignment.soft_ceiling)
+
+
+def _ends(low: float, high: float) -> tuple[float | None, float | None]:
+    return (low, high) if math.isfinite(low) and math.isfinite(high) else (None, None)
+
+
+def alerts(found: Measured) -> list[str]:
+    """What a reader must know before believing the numbers."""
+    lens, alignment = found.lens, found.alignment
+    said = list(found.left_out)
+    if lens is not None and (lens.documents < FEW_DOCUMENTS or lens.positions < FEW_TOKENS):
+        said.append(
+            f"Little text: the lens is over {lens.positions:,} tokens of {lens.documents:,} "
+            "documents. Give more with --tokens."
+        )
+    if lens is not None and lens.cut:
+        said.append(f"{lens.cut:,} documents were longer than the context and were cut.")
+    if found.twin_lens is None:
+        said.append("No twin was given: nothing here says what the memory changed.")
+    if found.difference is not None:
+        _, low, high = found.difference.settling
+        if low <= 0 <= high:
+            said.append("The difference in settling depth cannot be told from none.")
+    if alignment is not None:
+        said += _alignment_alerts(alignment)
+    return [*said, ONE_SEED]
+
+
+def _alignment_alerts(alignment: Alignment) -> list[str]:
+    said = []
+    if alignment.batches < 10:
+        said.append(
+            f"The alignment's intervals draw from {alignment.batches} blocks of documents only."
+        )
+    below = float(np.mean(alignment.matrix <= alignment.null_high))
+    if below > 0.05:
+        said.append(f"{below:.0%} of the layer pairs are no more alike than permuted samples.")
+    layers = np.arange(len(alignment.soft_index))
+    bound = layers[~_reachable(alignment)]
+    if bound.size:
+        said.append(
+            f"With k = {alignment.k} and even weights the soft alignment stays between "
+            f"{alignment.soft_floor:g} and {alignment.soft_ceiling:g}: at the layers "
+            f"{', '.join(map(str, bound))} a shift is partly the bound's."
+        )
+    return said
