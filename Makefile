@@ -19,7 +19,7 @@ report: setup
 	@echo "open $(REPORT)/report.html"
 
 explore: setup
-	$(BIN)/engram explore
+	$(BIN)/engram explore $(EXPLORE)
 
 lint: setup
 	$(BIN)/ruff check .

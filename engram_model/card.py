@@ -138,8 +138,10 @@ def render_card(card: dict) -> str:
         ),
         *_memory_section(card["memory"]),
         "## Training",
-        f"Corpus `{training['corpus']}` ({training['corpus_tokens']:,} tokens): openly licensed "
-        "English (country descriptions, textbooks, public-domain books) and the synthetic world. "
+        f"Corpus `{training['corpus']}` ({training['corpus_tokens']:,} tokens): country "
+        "descriptions of the CIA World Factbook and books of Standard Ebooks (public domain), "
+        "OpenStax textbooks (access for free at openstax.org; content by OpenStax, Rice "
+        "University, CC BY 4.0, changed: extracted to plain text), and the synthetic world. "
         f"{training['tokens']:,} tokens in {training['steps']:,} steps of "
         f"{training['sequences_per_step']} sequences of {training['context']:,}, that is "
         f"{training['epochs']} epochs; peak learning rate {training['learning_rate']}, seed "

@@ -1,5 +1,8 @@
 """What a strip can be coloured by: the quantity, its scale and its values."""
 
+from collections.abc import Sequence
+from typing import Any
+
 import numpy as np
 
 from engram_app.colours import Scale
@@ -33,6 +36,41 @@ def settling_values(lens: LogitLens) -> tuple[np.ndarray, Scale]:
     depths = np.asarray(lens.settling_depth, dtype=float)
     title = "blocks run until the next token is settled"
     return depths, Scale(title, 0.0, float(lens.depths - 1), 0.0)
+
+
+def strip_tokens(
+    tokens: Sequence[str],
+    values: Sequence[float],
+    special: Sequence[bool],
+    scale: Scale,
+    quantity: str,
+) -> list[dict[str, Any]]:
+    """What a strip draws of each token.
+
+    text: without the space in front, if it begins a word. word, breaks, special: whether it begins
+    a word, ends a line, is a special token. label: for those who hear or hover it. shades: theme ->
+    background and text colour. strength: 0 to 1, length of the bar.
+    """
+    rows = zip(tokens, values, special, strict=True)
+    return [_token(position, *row, scale, quantity) for position, row in enumerate(rows)]
+
+
+def _token(
+    position: int, text: str, value: float, special: bool, scale: Scale, quantity: str
+) -> dict[str, Any]:
+    known = bool(np.isfinite(value))
+    shown = float(value) if known and not special else scale.centre
+    word = text.startswith("·") and len(text) > 1
+    return {
+        "text": text[1:] if word else text,
+        "word": word,
+        "breaks": text.endswith("↵"),
+        "special": bool(special) and text.startswith("<"),
+        "label": f"token {position} {text}, "
+        + (f"{quantity} {value:.3g}" if known else f"no {quantity}"),
+        "shades": scale.shades(shown),
+        "strength": scale.strength(shown),
+    }
 
 
 def loudest(gates: GateMap) -> int:

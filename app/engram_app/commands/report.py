@@ -20,7 +20,7 @@ def report(
         str | None,
         typer.Option(metavar="SPEC", help="A corpus; default the synthetic world's valid split."),
     ] = None,
-    tokens: Annotated[str, typer.Option(help="Most tokens of the corpus to read.")] = "12K",
+    tokens: Annotated[str, typer.Option(help="Most tokens of the corpus to read.")] = "20K",
     seed: Annotated[int, typer.Option(help="Of every random choice.")] = 0,
     force: Annotated[bool, typer.Option(help="Replace whatever DIR holds.")] = False,
 ) -> None:

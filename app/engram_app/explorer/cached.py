@@ -50,6 +50,13 @@ def held(path: str) -> Held:
     return _held(path, stamp(path))
 
 
+def weights(path: str) -> str:
+    """Checksum of a model's weights, as results carry it."""
+    from engram_probes.provenance import weights_sha256
+
+    return weights_sha256(held(path).model)
+
+
 @st.cache_resource(max_entries=64, show_spinner=False)
 def _gates(path: str, stamp: str, text: str) -> GateMap:
     from engram_probes import gate_map

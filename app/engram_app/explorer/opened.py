@@ -55,8 +55,8 @@ def results_in(folder: Path) -> list[Path]:
     return sorted(found)
 
 
-def saved_alignments() -> list[Path]:
-    """Alignments that come with the project, beside its documentation."""
+def bundled_results() -> list[Path]:
+    """Results over a corpus that come with the source tree, beside its documentation."""
     return results_in(Path(__file__).parents[3] / "docs" / "results")
 
 

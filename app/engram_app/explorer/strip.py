@@ -2,12 +2,11 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import streamlit as st
 
 from engram_app.colours import Scale
+from engram_app.measures import strip_tokens
 
 HERE = Path(__file__).parent
 _strip = st.components.v2.component(
@@ -39,7 +38,6 @@ def token_strip(
     Returns:
         The position that was just clicked, if one was.
     """
-    rows = zip(tokens, values, special, strict=True)
     data = {
         "name": f"Tokens, coloured by {quantity}",
         "title": scale.title,
@@ -47,24 +45,7 @@ def token_strip(
         "high": f"{scale.high:.3g}",
         "gradients": scale.gradients(),
         "selected": selected,
-        "tokens": [_token(i, *row, scale, quantity) for i, row in enumerate(rows)],
+        "tokens": strip_tokens(tokens, values, special, scale, quantity),
     }
     picked = _strip(key="strip", data=data, on_picked_change=lambda: None).picked
     return None if picked is None else int(picked)
-
-
-def _token(
-    position: int, text: str, value: float, special: bool, scale: Scale, quantity: str
-) -> dict[str, Any]:
-    number = f"{quantity} {value:.3g}" if np.isfinite(value) else f"no {quantity}"
-    shown = float(value) if np.isfinite(value) and not special else scale.centre
-    word = text.startswith("·") and len(text) > 1
-    return {
-        "text": text[1:] if word else text,
-        "word": word,
-        "breaks": text.endswith("↵"),
-        "special": bool(special) and text.startswith("<"),
-        "label": f"token {position} {text}, {number}",
-        "shades": scale.shades(shown),
-        "strength": scale.strength(shown),
-    }

@@ -4,11 +4,11 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
-from engram_probes.alignment import Alignment
 
 from engram_app.report.measure import Measured
+from engram_probes.alignment import Alignment
 
-FEW_DOCUMENTS, FEW_TOKENS = 30, 5000
+FEW_DOCUMENTS, FEW_TOKENS, FEW_BLOCKS = 30, 5000, 8
 ONE_SEED = (
     "Each model was trained once: intervals are over documents and say nothing about other "
     "training seeds."
@@ -17,7 +17,10 @@ ONE_SEED = (
 
 @dataclass(frozen=True)
 class KeyNumber:
-    """A number of the header: what it is, with its interval and what it is over."""
+    """A number of the header: what it is, with its interval and what it is over.
+
+    difference: whether its sign is what matters.
+    """
 
     name: str
     value: float
@@ -25,6 +28,7 @@ class KeyNumber:
     over: str
     low: float | None = None
     high: float | None = None
+    difference: bool = False
 
 
 def findings(found: Measured) -> list[str]:
@@ -35,14 +39,23 @@ def findings(found: Measured) -> list[str]:
     elif found.lens is not None:
         sentences.append(found.lens.summary())
     if found.alignment is not None:
-        sentences.append(found.alignment.summary())
+        sentences.append(f"By CKA, {_lowered(found.alignment.summary())}")
     if found.gates:
-        open_, added = gate_numbers(found)
-        sentences.append(
-            f"Over {len(found.gates)} texts the mean gate is {open_:.2f} (0.5 is neutral) and the "
-            f"memory adds {added:.2f} of the residual it enters on an average token."
-        )
+        sentences.append(gate_finding(found))
     return sentences
+
+
+def gate_finding(found: Measured) -> str:
+    """What the memory does on an average token of the texts."""
+    gate, added = gate_numbers(found)
+    return (
+        f"Over {len(found.gates)} texts the mean gate is {gate:.2f} (0.5 is neutral) and the "
+        f"memory adds {added:.2f} of the residual it enters on an average token."
+    )
+
+
+def _lowered(sentence: str) -> str:
+    return sentence[:1].lower() + sentence[1:]
 
 
 def gate_numbers(found: Measured) -> tuple[float, float]:
@@ -61,13 +74,16 @@ def key_numbers(found: Measured) -> list[KeyNumber]:
     if found.lens is not None:
         lens = found.lens
         over = f"{lens.positions:,} tokens, {lens.documents:,} documents"
-        numbers.append(KeyNumber("Settling depth", lens.mean_settling_depth, "blocks", over))
+        half = lens.depths // 2
+        value, low, high = (float(curve[half]) for curve in lens.curve("kl"))
+        name = f"KL to the final prediction after {half} blocks"
+        numbers.append(KeyNumber(name, value, "nats", over, *_ends(low, high)))
     if found.difference is not None:
         value, low, high = (float(number) for number in found.difference.settling)
         name = f"Settling depth, less that of {found.difference.other}"
-        numbers.append(KeyNumber(name, value, "blocks", over, *_ends(low, high)))
+        numbers.append(KeyNumber(name, value, "blocks", over, *_ends(low, high), True))
     if found.alignment is not None and np.isfinite(found.alignment.soft_index).any():
-        numbers.append(_shift(found))
+        numbers.append(_shift(found.alignment))
     if found.gates:
         gate, added = gate_numbers(found)
         over = f"{len(found.gates)} texts"
@@ -76,9 +92,8 @@ def key_numbers(found: Measured) -> list[KeyNumber]:
     return numbers
 
 
-def _shift(found: Measured) -> KeyNumber:
-    alignment = found.alignment
-    assert alignment is not None
+def _shift(alignment: Alignment) -> KeyNumber:
+    """Of the layers that the soft alignment can reach, the one that is shifted most."""
     shift = alignment.soft_index - np.arange(len(alignment.soft_index))
     within = np.where(_reachable(alignment), shift, np.nan)
     column = int(np.nanargmax(np.abs(within if np.isfinite(within).any() else shift)))
@@ -89,6 +104,7 @@ def _shift(found: Measured) -> KeyNumber:
         "layers",
         f"{alignment.samples:,} samples, {alignment.documents:,} documents",
         *_ends(*ends),
+        True,
     )
 
 
@@ -119,17 +135,19 @@ def alerts(found: Measured) -> list[str]:
         _, low, high = found.difference.settling
         if low <= 0 <= high:
             said.append("The difference in settling depth cannot be told from none.")
-    if alignment is not None:
+    if alignment is not None and np.isfinite(alignment.soft_index).any():
+        shift = _shift(alignment)
+        if shift.low is not None and shift.high is not None and shift.low <= 0 <= shift.high:
+            said.append("The largest shift between layers cannot be told from none.")
         said += _alignment_alerts(alignment)
     return [*said, ONE_SEED]
 
 
 def _alignment_alerts(alignment: Alignment) -> list[str]:
     said = []
-    if alignment.batches < 10:
-        said.append(
-            f"The alignment's intervals draw from {alignment.batches} blocks of documents only."
-        )
+    blocks = -(-alignment.documents // alignment.batch_size)
+    if blocks < FEW_BLOCKS:
+        said.append(f"The intervals of the alignment draw from {blocks} blocks of documents only.")
     below = float(np.mean(alignment.matrix <= alignment.null_high))
     if below > 0.05:
         said.append(f"{below:.0%} of the layer pairs are no more alike than permuted samples.")

@@ -6,6 +6,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+from engram_app.console import progress
+from engram_app.opening import open_documents, open_model
 from engram_model.errors import UsageError
 from engram_probes.alignment import Alignment
 from engram_probes.gates import GateMap
@@ -13,10 +15,7 @@ from engram_probes.lens import LogitLens
 from engram_probes.lens_difference import LensDifference
 from engram_probes.results import Result
 
-from engram_app.console import progress
-from engram_app.opening import open_documents, open_model
-
-DEFAULT_DATA = "world:?seed=0&split=valid&tokens=20K"
+DEFAULT_DATA = "world:?seed=0&split=valid&tokens=40K"
 CHARACTERS = 4  # a token: how much of a corpus is looked at before it is tokenised
 MOST_DOCUMENTS = 5000
 PERMUTATIONS, LIKE = 100, 5  # of the null; rows that enter the soft alignment
@@ -68,10 +67,9 @@ class Measured:
 
 def measure(spec: Spec, command: str) -> Measured:
     """Run every probe that the checkpoints allow."""
+    from engram_app.commands.info import describe as describe_checkpoint
     from engram_model.checkpoint import find_checkpoint
     from engram_model.corpora import describe
-
-    from engram_app.commands.info import describe as describe_checkpoint
 
     found = Measured(facts=describe_checkpoint(find_checkpoint(spec.checkpoint)))
     with _timed(found, "opening"):
@@ -102,9 +100,8 @@ def _corpus(spec: Spec) -> list[dict]:
 
 
 def _gates(found: Measured, model: Any, tokenizer: Any) -> None:
-    from engram_probes import gate_map
-
     from engram_app.examples import examples
+    from engram_probes import gate_map
 
     if not model.config.engram_layer_ids:
         found.left_out.append("Gates: the model has no memory.")

@@ -4,10 +4,12 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from engram_probes.gates import GateMap
 
-from engram_app.measures import memory_values
+from engram_app.colours import Scale
+from engram_app.measures import memory_values, strip_tokens
+from engram_app.report.findings import gate_finding
 from engram_app.report.measure import Measured
+from engram_probes.gates import GateMap
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -15,7 +17,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Table:
-    """Header and rows of text; `wide` ones are shown folded."""
+    """Header and rows of text."""
 
     title: str
     header: list[str]
@@ -38,7 +40,7 @@ class Figure:
 
 @dataclass(frozen=True)
 class Strip:
-    """A text coloured token by token. tokens: text, word (begins one), label, shades."""
+    """A text coloured token by token; tokens as of `strip_tokens`."""
 
     name: str
     summary: str
@@ -84,34 +86,29 @@ def _gates(found: Measured) -> Section:
             "value into the stream. Colour is the norm of what was added over the norm of the "
             "residual it entered, all streams together: a gate alone is not a contribution."
         ),
-        finding=first.summary(),
+        finding=gate_finding(found),
         caveats=[
             f"Texts were chosen as examples (n = {len(found.gates)}); they are no sample of "
             "anything.",
             "That something is added says nothing about whether it is used: this is a reading, "
             "not an intervention.",
         ],
-        strips=[_strip(name, gates) for name, gates in found.gates.items()],
+        strips=_strips(found),
         figures=[_gate_figure(first, next(iter(found.gates)))],
     )
 
 
-def _strip(name: str, gates: GateMap) -> Strip:
-    values, scale = memory_values(gates, "added")
-    tokens = []
-    for position, (token, value) in enumerate(zip(gates.tokens, values, strict=True)):
-        word = token.startswith("·") and len(token) > 1
-        shown = scale.centre if gates.special[position] or not np.isfinite(value) else float(value)
-        tokens.append(
-            {
-                "text": token[1:] if word else token,
-                "word": word,
-                "breaks": token.endswith("↵"),
-                "special": token.startswith("<|"),
-                "label": f"{token}: added {value:.3g}",
-                "shades": scale.shades(shown),
-            }
-        )
+def _strips(found: Measured) -> list[Strip]:
+    """All texts on one scale, the widest."""
+    measured = {name: memory_values(gates, "added") for name, gates in found.gates.items()}
+    scale = max((scale for _, scale in measured.values()), key=lambda scale: scale.high)
+    return [
+        _strip(name, found.gates[name], values, scale) for name, (values, _) in measured.items()
+    ]
+
+
+def _strip(name: str, gates: GateMap, values: np.ndarray, scale: Scale) -> Strip:
+    tokens = strip_tokens(gates.tokens, values, gates.special, scale, "added")
     return Strip(name, gates.summary(), scale.title, "0", f"{scale.high:.2g}", tokens)
 
 
@@ -156,8 +153,8 @@ def _lens(found: Measured) -> Section | None:
             "the model's own head, the final norm recomputed, the unembedding applied. KL(final || "
             "layer) is in nats. A token is settled at the first depth from which its top "
             "prediction stays the final one. Position 0 and special tokens are left out; intervals "
-            "are bootstrapped over documents. The last depth equals the model's logits within "
-            f"{lens.max_difference:.1e}."
+            "are bootstrapped over documents. The last depth differs from the model's logits by "
+            f"{lens.max_difference:.1g} at most."
         ),
         finding=result.summary(),
         caveats=[
@@ -194,7 +191,8 @@ def _alignment(found: Measured) -> Section:
     result = found.alignment
     assert result is not None
     rows = [
-        [str(row), *(f"{value:.2f}" for value in values)] for row, values in enumerate(result.matrix)
+        [str(row), *(f"{value:.2f}" for value in values)]
+        for row, values in enumerate(result.matrix)
     ]
     header = [f"{result.model_b} \\ {result.model_a}", *map(str, range(result.matrix.shape[1]))]
     chosen = "the last token of each entity" if result.positions == "entity" else "sampled tokens"
@@ -212,8 +210,8 @@ def _alignment(found: Measured) -> Section:
         ),
         finding=result.summary(),
         caveats=[
-            "CKA can move without a change of function; the overlap of nearest neighbours, in the "
-            "table alignment.csv, is a second, local measure.",
+            "CKA can move without a change of function; the overlap of nearest neighbours, in "
+            "tables/cka.csv, is a second, local measure.",
             f"{result.samples:,} samples of {result.documents:,} documents, "
             f"{result.batches:,} batches.",
         ],
@@ -231,4 +229,4 @@ def _alignment(found: Measured) -> Section:
 
 
 def _number(value: float) -> str:
-    return f"{value:.3f}" if np.isfinite(value) else "\N{EN DASH}"
+    return f"{value:.3f}" if np.isfinite(value) else "–"

@@ -1,36 +1,28 @@
 """Alignment: CKA between the layers of the model and those of its twin."""
 
+import shlex
+
 import streamlit as st
 
 from engram_app.explorer import cached
-from engram_app.explorer.opened import Opened, saved_alignments
 from engram_app.explorer.page import draw, finding, numbers, origin, plain
+from engram_app.explorer.saved import find_saved
 from engram_app.explorer.state import Looking, choose_models
 from engram_probes.alignment import Alignment
-
-
-def find_saved(looking: Looking) -> Alignment | None:
-    """A saved alignment of this pair: of those opened, or of those that come with the project."""
-    for folder in [*Opened.now().results, *saved_alignments()]:
-        result = cached.saved(folder)
-        pair = (looking.name, looking.twin_name)
-        if isinstance(result, Alignment) and (result.model_a, result.model_b) == pair:
-            return result
-    return None
 
 
 def compute(looking: Looking) -> Alignment | None:
     """A button; once pressed, the alignment, computed here."""
     assert looking.twin is not None
     asked = ("alignment", looking.path, looking.twin)
-    st.markdown(
-        plain(f"No saved alignment of {looking.name} and {looking.twin_name}. Computing one on ")
-        + f"{cached.ALIGNMENT_DOCUMENTS} documents of the synthetic world takes a minute or two."
-    )
-    if st.button("Compute it", type="primary", icon=":material/play_arrow:"):
+    if asked not in st.session_state:
+        st.markdown(
+            plain(f"No saved alignment of {looking.name} and {looking.twin_name}. Computing one ")
+            + f"on {cached.ALIGNMENT_DOCUMENTS} documents of the synthetic world takes a minute."
+        )
+        if not st.button("Compute it", type="primary", icon=":material/play_arrow:"):
+            return None
         st.session_state[asked] = True
-    if not st.session_state.get(asked):
-        return None
     bar = st.progress(0.0, "Opening the models …")
 
     def update(done: int, total: int | None) -> None:
@@ -64,12 +56,12 @@ def page() -> None:
     if looking.twin is None:
         st.info("Open a second checkpoint to compare with: `engram explore CKPT TWIN`.")
         return
-    result = find_saved(looking) or compute(looking)
+    result = find_saved(Alignment, looking) or compute(looking)
     if result is None:
         return
     data = ["--data", cached.ALIGNMENT_DATA, "--documents", str(cached.ALIGNMENT_DOCUMENTS)]
     command = ["engram", "probe", "cka", looking.path, "--twin", looking.twin, *data]
-    show(result, result.provenance.command.split() or [*command, "--out", "cka"])
+    show(result, shlex.split(result.provenance.command) or [*command, "--out", "cka"])
 
 
 page()

@@ -5,6 +5,7 @@ import streamlit as st
 
 from engram_app.explorer import cached
 from engram_app.explorer.page import draw, finding, numbers, origin, plain
+from engram_app.explorer.saved import find_saved
 from engram_app.explorer.state import (
     Looking,
     choose_models,
@@ -17,6 +18,7 @@ from engram_app.explorer.state import (
 from engram_app.explorer.strip import token_strip
 from engram_app.measures import settling_values
 from engram_probes.lens import LogitLens
+from engram_probes.lens_difference import LensDifference
 
 GRIDS = {
     "kl": "KL to the end",
@@ -27,16 +29,19 @@ GRIDS = {
 
 
 def curves(lens: LogitLens, looking: Looking, text: str) -> None:
-    """KL by depth, with the twin's where there is one of equal depth."""
+    """KL by depth, with the twin's where there is one."""
     if looking.twin is None:
         draw(lens.figure("kl", view="curve"), "KL(final || layer) by depth", "lens_curve")
         return
-    difference = lens.minus(cached.lens(looking.twin, text))
+    saved = find_saved(LensDifference, looking)
+    options = ["A corpus", "This text"] if saved else ["This text"]
+    chosen = st.segmented_control("Curves over", options, default=options[0], required=True)
+    if saved and chosen == "A corpus":
+        difference = saved
+    else:
+        difference = lens.minus(cached.lens(looking.twin, text))
     draw(difference.figure("kl"), "KL(final || layer) by depth, and the difference", "lens_twins")
-    st.caption(
-        plain(difference.summary())
-        + " One text gives no interval: `engram probe lens` on a corpus does."
-    )
+    st.caption(plain(difference.summary()))
     numbers(difference.to_frame(), "lens_difference", "Both models by depth")
 
 

@@ -1,0 +1,260 @@
+"""The command line: what it prints and where, what it writes, and one line for every error."""
+
+import errno
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+import engram_probes as ep
+from engram_app.cli import explain
+from engram_app.console import number
+
+TEXT = "The miller of Ostrava said, nothing is lost."
+HEAVY = ("torch", "transformers", "datasets", "pandas", "plotly", "streamlit", "numpy")
+
+
+def test_help_needs_no_library():
+    code = f"import engram_app.cli, sys; sys.exit(bool(set({HEAVY}) & set(sys.modules)))"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_help_is_fast():
+    started = time.monotonic()
+    run = subprocess.run(
+        [sys.executable, "-m", "engram_app", "--help"], capture_output=True, text=True, check=True
+    )
+    assert time.monotonic() - started < 3  # 0.4 s on a quiet machine
+    for command in ("explore", "report", "probe", "train", "tokenize", "eval", "info", "doctor"):
+        assert command in run.stdout
+
+
+def test_info(engram, pair):
+    code, out, err = engram("info", "memory", "--json")
+    facts = json.loads(out)
+    stored = sum(a.size for a in load_file(pair / "memory" / "model.safetensors").values())
+    assert code == 0 and err == ""
+    assert facts["parameters"]["total"] <= stored  # buffers are stored too
+    assert facts["memory"]["layers"] == [0, 2] and facts["architecture"]["streams"] == 4
+    code, out, _ = engram("info", "plain")
+    assert code == 0 and "parameters total\t" in out
+
+
+def test_info_shows_the_card(engram, pair, tmp_path):
+    folder = shutil.copytree(pair / "plain", tmp_path / "carded")
+    loss = {"loss": 1.5, "low": 1.25, "high": 1.75, "bits_per_byte": 0.5}
+    (folder / "card.json").write_text(json.dumps({"evaluation": {"world:": {"all": loss}}}))
+    _, out, _ = engram("info", folder)
+    assert out.endswith("all\t1.5000\t1.2500\t1.7500\t0.5000\n")
+
+
+def test_doctor(engram):
+    code, out, _ = engram("doctor", "--json")
+    checks = {check["check"]: check for check in json.loads(out)["checks"]}
+    assert code == 0
+    assert checks["hash"]["state"] == "ok" and checks["checkpoints"]["found"] == "memory, plain"
+
+
+def test_doctor_finds_a_damaged_checkpoint(engram, pair, tmp_path, monkeypatch):
+    folder = shutil.copytree(pair, tmp_path / "all")
+    (folder / "plain" / "model.safetensors").write_bytes(b"")
+    code = engram("info", "memory")[0]
+    monkeypatch.setenv("ENGRAM_CHECKPOINTS", str(folder))
+    broken, out, _ = engram("doctor")
+    assert code == 0 and broken == 1
+    assert "checkpoints\tbroken" in out
+
+
+def test_probe_gates(engram, tmp_path):
+    code, out, err = engram("probe", "gates", "memory", "--text", TEXT, "--out", tmp_path, "--json")
+    document, result = json.loads(out), ep.load_result(tmp_path)
+    assert code == 0 and err.startswith("opening")
+    assert document["summary"] == result.summary()
+    added = [row["added"] for row in document["table"] if row["layer"] == 2]
+    assert added == pytest.approx(result.values("added", 2).tolist())
+    assert result.provenance.command.startswith("engram probe gates memory --text 'The miller")
+
+
+def test_probe_lens_with_twin(engram, corpus, tmp_path):
+    words = ("probe", "lens", "memory", "--twin", "plain", "--data", corpus, "--out", tmp_path)
+    code, out, err = engram(*words)
+    lens, twin = ep.load_result(tmp_path), ep.load_result(tmp_path / "twin")
+    difference = ep.load_result(tmp_path / "difference")
+    assert code == 0 and "lens of memory: 24 documents" in err
+    assert out.splitlines()[0] == difference.summary()
+    assert np.allclose(difference.difference, lens.mean - twin.mean)
+    assert lens.provenance.corpus["source"]["spec"] == corpus
+
+
+def test_probe_lens_of_one_text(engram):
+    code, out, _ = engram("probe", "lens", "plain", "--text", TEXT)
+    table = [line.split("\t") for line in out.splitlines()[1:]]
+    assert code == 0
+    assert table[0] == ["depth", "kl", "low", "high"]
+    assert table[-1] == ["3", "0", "–", "–"]  # the last depth is the model itself; one text
+
+
+def test_probe_cka(engram, corpus, tmp_path):
+    words = ("--twin", "plain", "--data", corpus, "--k", 2, "--permutations", 5, "--out", tmp_path)
+    code, out, _ = engram("probe", "cka", "memory", *words)
+    result = ep.load_result(tmp_path)
+    assert code == 0 and result.positions == "sampled"  # the corpus knows no entities
+    assert out.splitlines()[0] == result.summary()
+    assert (result.model_a, result.model_b) == ("memory", "plain")
+
+
+def test_eval(engram, corpus):
+    code, out, _ = engram("eval", "memory", "--data", corpus, "--json")
+    losses = json.loads(out)["sources"]
+    assert code == 0 and losses["all"]["documents"] == 24
+    shown = engram("eval", "memory", "--data", corpus)[1].splitlines()
+    assert shown[0] == corpus and shown[-1].split("\t")[1] == f"{losses['all']['loss']:.4f}"
+
+
+def test_world(engram, tmp_path):
+    code, out, _ = engram("world", "--out", tmp_path, "--tokens", "2K")
+    assert code == 0 and out.split() == [f"{tmp_path}/train.jsonl", f"{tmp_path}/valid.jsonl"]
+    assert json.loads((tmp_path / "train.jsonl").read_text().splitlines()[0])["family"]
+
+
+def test_tokenize_then_train(engram, corpus, pair, tmp_path):
+    tokens, run = tmp_path / "tokens", tmp_path / "run"
+    tokenizer = ("--tokenizer", pair / "plain")
+    code, out, _ = engram("tokenize", "--data", corpus, *tokenizer, "--out", tokens)
+    assert code == 0 and "of 24 documents" in out
+    fields = ("--set", "num_hidden_layers=2", "--set", "engram_layer_ids=[0]")
+    size = ("--tokens", "256", "--batch", 2, "--context", 32)
+    code, out, err = engram(
+        "train", "engram-tiny", "--data", f"tokens:{tokens}", *tokenizer, *size, *fields,
+        "--out", run,
+    )  # fmt: skip
+    assert (code, out.strip()) == (0, str(run)), err
+    assert json.loads(engram("info", run, "--json")[1])["memory"]["layers"] == [0]
+
+
+def test_commands_print_colours_only_in_a_terminal(engram):
+    for words in (("info", "memory"), ("doctor",), ("--help",)):
+        code, out, err = engram(*words)
+        assert code == 0 and "\x1b" not in out + err
+
+
+@pytest.fixture
+def bad(pair, tmp_path):
+    """Damaged things by name."""
+    for name in ("truncated", "retokenized"):
+        shutil.copytree(pair / "memory", tmp_path / name)
+    weights = tmp_path / "truncated" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1000])
+    words = tmp_path / "retokenized" / "tokenizer.json"
+    words.write_text(words.read_text().replace('"bo"', '"ob"', 1))
+    (tmp_path / "empty.txt").write_text("")
+    (tmp_path / "latin1.txt").write_bytes("Göteborg".encode("latin-1"))
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "thesis.tex").write_text("ten years of work")
+    return tmp_path
+
+
+def probe(*words):
+    return ("probe", "lens", "memory", *words)
+
+
+ERRORS = {
+    "no checkpoint": (("info", "nowhere"), 3, "no checkpoint at nowhere; bundled ones: memory"),
+    "not a checkpoint": (("info", "{bad}/full"), 3, "it has no config.json"),
+    "truncated weights": (("eval", "{bad}/truncated"), 3, "is damaged: "),
+    "truncated weights, info": (("info", "{bad}/truncated"), 3, "is damaged: "),
+    "changed tokenizer": (("eval", "{bad}/retokenized"), 3, "not the one the model was trained"),
+    "empty corpus": (probe("--data", "text:{bad}/empty.txt"), 3, "is empty"),
+    "empty corpus, report": (
+        ("report", "memory", "--data", "text:{bad}/empty.txt", "--out", "{bad}/r"), 3, "is empty"
+    ),
+    "not UTF-8": (probe("--data", "text:{bad}/latin1.txt"), 3, "not UTF-8 at byte 1"),
+    "no such file": (probe("--data", "text:{bad}/none.txt"), 3, "no such file"),
+    "no such kind": (probe("--data", "csv:{bad}/none.csv"), 2, "csv: is no kind of corpus"),
+    "text too long": (("probe", "gates", "memory", "--text", "boats " * 300), 2, "reads 192"),
+    "empty text": (("probe", "gates", "memory", "--text", " "), 2, "the text is empty"),
+    "no memory": (("probe", "gates", "plain", "--text", "boats"), 2, "has no memory"),
+    "text and corpus": (probe("--text", "a", "--data", "world:"), 2, "not both"),
+    "k too large": (("probe", "cka", "memory", "--twin", "plain", "--k", "9"), 2, "has 3 layers"),
+    "out holds other things": (probe("--text", "a", "--out", "{bad}/full"), 2, "is not empty"),
+    "out is a file": (probe("--text", "a", "--out", "{bad}/empty.txt"), 2, "is a file"),
+    "report over other things": (("report", "memory", "--out", "{bad}/full"), 2, "no report"),
+    "no such command": (("nope",), 2, "No such command 'nope'; see `engram --help`"),
+    "no such option": (("info", "memory", "--fast"), 2, "No such option"),
+    "missing option": (("probe", "gates", "memory"), 2, "Missing option '--text'"),
+    "no number": (("world", "--out", "{bad}/w", "--tokens", "many"), 2, "no number of tokens"),
+    "no such field": (
+        ("train", "engram-tiny", "--data", "world:", "--out", "{bad}/t", "--set", "depth=3"),
+        2, "--set depth=3",
+    ),
+    "no such preset": (
+        ("train", "engram-huge", "--data", "world:?tokens=1K", "--out", "{bad}/t"), 2, "no preset"
+    ),
+    "port taken": (("explore", "memory", "--port", "1", "--no-browser"), 2, "port 1"),
+    "nothing to explore": (("explore", "{bad}/full"), 3, "it has no config.json"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ERRORS)
+def test_one_line_and_a_code(name, engram, bad):
+    if name == "port taken" and os.access("/proc/1/mem", os.W_OK):
+        import socket
+
+        taken = socket.create_server(("127.0.0.1", 0))
+        port = str(taken.getsockname()[1])
+    else:
+        port = "1"
+    words, code, message = ERRORS[name]
+    words = [word.format(bad=bad) if word != "1" else port for word in words]
+    got, out, err = engram(*words)
+    last = err.rstrip("\n").splitlines()[-1]
+    assert got == code, err
+    assert last.startswith("engram: ") and message.replace("port 1", f"port {port}") in last
+    assert out == "" and "Traceback" not in err
+    assert err.count("engram: ") == 1
+
+
+def test_nothing_is_left_behind_by_an_error(engram, bad):
+    engram("report", "memory", "--data", f"text:{bad}/empty.txt", "--out", f"{bad}/fresh")
+    assert not (bad / "fresh").exists()
+    assert (bad / "full" / "thesis.tex").exists()
+
+
+@pytest.mark.parametrize(
+    ("error", "message", "code"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device", "/data/x"), "/data/x: No space left", 1),
+        (MemoryError(), "out of memory", 1),
+        (RuntimeError("CUDA out of memory. Tried to"), "out of memory", 1),
+        (KeyboardInterrupt(), "interrupted", 130),
+        (KeyError("x"), "internal error, KeyError", 1),
+    ],
+)
+def test_other_errors(error, message, code):
+    line, got = explain(error)
+    assert message in line and "\n" not in line and got == code
+
+
+def test_interrupted(engram, monkeypatch):
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("engram_app.commands.info.describe", stop)
+    assert engram("info", "memory")[0] == 130
+
+
+def test_debug_shows_where(engram, monkeypatch):
+    monkeypatch.setenv("ENGRAM_DEBUG", "1")
+    with pytest.raises(Exception, match="no checkpoint at nowhere"):
+        engram("info", "nowhere")
+
+
+@pytest.mark.parametrize(("text", "value"), [("1000", 1000), ("1.5K", 1500), ("60m", 60_000_000)])
+def test_number(text, value):
+    assert number(text) == value
