@@ -84,18 +84,19 @@ def progress(what: str, unit: str = "", total: int | None = None) -> Iterator[Re
         disable=not console.is_terminal,
     )
     task = bar.add_task(what, total=total, state="")
-    last = [0, total]
+    reached = 0
 
     def update(done: int, all_of_it: int | None = None) -> None:
-        last[:] = [done, all_of_it if all_of_it is not None else total]
-        of = f" / {last[1]:,}" if last[1] else ""
-        bar.update(task, completed=done, total=last[1], state=f"{done:,}{of} {unit}")
+        nonlocal reached
+        reached, most = done, all_of_it if all_of_it is not None else total
+        of = f" / {most:,}" if most else ""
+        bar.update(task, completed=done, total=most, state=f"{done:,}{of} {unit}")
 
     with bar:
         yield update
-        bar.update(task, completed=max(last[0], 1), total=max(last[0], 1))
-    if not console.is_terminal and last[0]:
-        console.print(f"{what}: {last[0]:,} {unit}", markup=False)
+        bar.update(task, completed=max(reached, 1), total=max(reached, 1))
+    if not console.is_terminal and reached:
+        console.print(f"{what}: {reached:,} {unit}", markup=False)
 
 
 def command_line() -> str:

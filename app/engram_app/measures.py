@@ -40,8 +40,8 @@ def settling_values(lens: LogitLens) -> tuple[np.ndarray, Scale]:
 
 def strip_tokens(
     tokens: Sequence[str],
-    values: Sequence[float],
-    special: Sequence[bool],
+    values: np.ndarray,
+    special: np.ndarray,
     scale: Scale,
     quantity: str,
 ) -> list[dict[str, Any]]:

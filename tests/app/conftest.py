@@ -1,9 +1,16 @@
-"""A saved pair of tiny models, and the command line called in this process."""
+"""A saved pair of tiny models, the command line called in this process, and a browser.
 
+Screenshots go to the folder ENGRAM_SCREENSHOTS, else to pytest's temporary one.
+"""
+
+import os
+import shutil
 import sys
+from pathlib import Path
 
 import pytest
 
+ARGUMENTS = ["--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"]
 TEXT = "The harbour master of Varnholm counts the boats at dusk."
 
 
@@ -49,3 +56,27 @@ def engram(monkeypatch, capsys, pair):
         return exited.value.code or 0, captured.out, captured.err
 
     return run
+
+
+@pytest.fixture(scope="session")
+def chromium():
+    from playwright.sync_api import Error, sync_playwright
+
+    with sync_playwright() as playwright:
+        found = shutil.which("chromium") or shutil.which("google-chrome")
+        try:
+            browser = playwright.chromium.launch(executable_path=found, args=ARGUMENTS)
+        except Error:
+            if os.environ.get("CI") == "true":
+                raise
+            pytest.skip("no Chromium: install the system's, or run `playwright install chromium`")
+        yield browser
+        browser.close()
+
+
+@pytest.fixture(scope="session")
+def shots(tmp_path_factory):
+    folder = os.environ.get("ENGRAM_SCREENSHOTS")
+    folder = Path(folder) if folder else tmp_path_factory.mktemp("screenshots")
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder

@@ -2,20 +2,23 @@
 
 import errno
 import json
-import os
 import shutil
+import socket
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
+import typer
 from safetensors.numpy import load_file
 
 import engram_probes as ep
-from engram_app.cli import explain
+from engram_app.cli import app, explain
 from engram_app.console import number
 
+DOCS = Path(__file__).parents[2] / "docs"
 TEXT = "The miller of Ostrava said, nothing is lost."
 HEAVY = ("torch", "transformers", "datasets", "pandas", "plotly", "streamlit", "numpy")
 
@@ -64,10 +67,9 @@ def test_doctor(engram):
 def test_doctor_finds_a_damaged_checkpoint(engram, pair, tmp_path, monkeypatch):
     folder = shutil.copytree(pair, tmp_path / "all")
     (folder / "plain" / "model.safetensors").write_bytes(b"")
-    code = engram("info", "memory")[0]
     monkeypatch.setenv("ENGRAM_CHECKPOINTS", str(folder))
-    broken, out, _ = engram("doctor")
-    assert code == 0 and broken == 1
+    code, out, _ = engram("doctor")
+    assert code == 1
     assert "checkpoints\tbroken" in out
 
 
@@ -82,10 +84,11 @@ def test_probe_gates(engram, tmp_path):
 
 
 def test_probe_lens_with_twin(engram, corpus, tmp_path):
-    words = ("probe", "lens", "memory", "--twin", "plain", "--data", corpus, "--out", tmp_path)
-    code, out, err = engram(*words)
-    lens, twin = ep.load_result(tmp_path), ep.load_result(tmp_path / "twin")
-    difference = ep.load_result(tmp_path / "difference")
+    words = ("probe", "lens", "memory", "--twin", "plain", "--data", corpus)
+    folder = tmp_path / "lens"
+    code, out, err = engram(*words, "--out", folder)
+    lens, twin = ep.load_result(folder), ep.load_result(folder / "twin")
+    difference = ep.load_result(folder / "difference")
     assert code == 0 and "lens of memory: 24 documents" in err
     assert out.splitlines()[0] == difference.summary()
     assert np.allclose(difference.difference, lens.mean - twin.mean)
@@ -101,9 +104,9 @@ def test_probe_lens_of_one_text(engram):
 
 
 def test_probe_cka(engram, corpus, tmp_path):
-    words = ("--twin", "plain", "--data", corpus, "--k", 2, "--permutations", 5, "--out", tmp_path)
-    code, out, _ = engram("probe", "cka", "memory", *words)
-    result = ep.load_result(tmp_path)
+    words = ("--twin", "plain", "--data", corpus, "--k", 2, "--permutations", 5)
+    code, out, _ = engram("probe", "cka", "memory", *words, "--out", tmp_path / "cka")
+    result = ep.load_result(tmp_path / "cka")
     assert code == 0 and result.positions == "sampled"  # the corpus knows no entities
     assert out.splitlines()[0] == result.summary()
     assert (result.model_a, result.model_b) == ("memory", "plain")
@@ -151,13 +154,19 @@ def bad(pair, tmp_path):
         shutil.copytree(pair / "memory", tmp_path / name)
     weights = tmp_path / "truncated" / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1000])
-    words = tmp_path / "retokenized" / "tokenizer.json"
-    words.write_text(words.read_text().replace('"bo"', '"ob"', 1))
+    _swap_two_tokens(tmp_path / "retokenized" / "tokenizer.json")
     (tmp_path / "empty.txt").write_text("")
     (tmp_path / "latin1.txt").write_bytes("Göteborg".encode("latin-1"))
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "thesis.tex").write_text("ten years of work")
     return tmp_path
+
+
+def _swap_two_tokens(file):
+    tokenizer = json.loads(file.read_text())
+    ids = tokenizer["model"]["vocab"]
+    ids["a"], ids["b"] = ids["b"], ids["a"]
+    file.write_text(json.dumps(tokenizer))
 
 
 def probe(*words):
@@ -196,28 +205,27 @@ ERRORS = {
     "no such preset": (
         ("train", "engram-huge", "--data", "world:?tokens=1K", "--out", "{bad}/t"), 2, "no preset"
     ),
-    "port taken": (("explore", "memory", "--port", "1", "--no-browser"), 2, "port 1"),
     "nothing to explore": (("explore", "{bad}/full"), 3, "it has no config.json"),
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("name", ERRORS)
 def test_one_line_and_a_code(name, engram, bad):
-    if name == "port taken" and os.access("/proc/1/mem", os.W_OK):
-        import socket
-
-        taken = socket.create_server(("127.0.0.1", 0))
-        port = str(taken.getsockname()[1])
-    else:
-        port = "1"
     words, code, message = ERRORS[name]
-    words = [word.format(bad=bad) if word != "1" else port for word in words]
+    words = [word.format(bad=bad) for word in words]
     got, out, err = engram(*words)
     last = err.rstrip("\n").splitlines()[-1]
     assert got == code, err
-    assert last.startswith("engram: ") and message.replace("port 1", f"port {port}") in last
+    assert last.startswith("engram: ") and message in last
     assert out == "" and "Traceback" not in err
     assert err.count("engram: ") == 1
+
+
+def test_taken_port(engram):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        code, _, err = engram("explore", "memory", "--port", port, "--no-browser")
+    assert code == 2 and f"engram: port {port} of 127.0.0.1 cannot be used" in err
 
 
 def test_nothing_is_left_behind_by_an_error(engram, bad):
@@ -258,3 +266,39 @@ def test_debug_shows_where(engram, monkeypatch):
 @pytest.mark.parametrize(("text", "value"), [("1000", 1000), ("1.5K", 1500), ("60m", 60_000_000)])
 def test_number(text, value):
     assert number(text) == value
+
+
+def _options(command, name="engram"):
+    """Every command with its options, as `engram probe lens --twin`."""
+    for parameter in command.params:
+        if parameter.param_type_name == "option" and parameter.name != "help":
+            yield name, max(parameter.opts, key=len)
+    for sub, inner in getattr(command, "commands", {}).items():
+        yield name, sub
+        yield from _options(inner, f"{name} {sub}")
+
+
+def test_documentation_names_every_command_and_option():
+    pages = (DOCS / "cli.md").read_text()
+    found = list(_options(typer.main.get_command(app)))
+    assert len(found) > 40
+    for command, option in found:
+        negative = option.replace("--", "--no-", 1)  # flags that are on
+        assert option in pages or negative in pages, f"{command} {option}"
+
+
+def test_any_causal_model_can_be_looked_at(engram, tokenizer, tmp_path):
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    sizes = dict(n_embd=32, n_layer=3, n_head=2, n_positions=192)
+    GPT2LMHeadModel(GPT2Config(vocab_size=len(tokenizer), **sizes)).save_pretrained(
+        tmp_path / "gpt"
+    )
+    tokenizer.save_pretrained(tmp_path / "gpt")
+    words = ("probe", "lens", "memory", "--twin", tmp_path / "gpt", "--text", TEXT)
+    code, out, err = engram(*words)
+    assert code == 0, err
+    assert out.splitlines()[1].split("\t")[1:3] == ["kl memory", "kl gpt"]
+    (tmp_path / "gpt" / "model.safetensors").write_bytes(b"")
+    code, _, err = engram(*words)
+    assert code == 3 and "cannot be opened" in err.splitlines()[-1]

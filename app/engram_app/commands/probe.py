@@ -213,10 +213,11 @@ def _lens_rows(result) -> list:
     """KL by depth: of one model, or of two with their difference."""
     kl = result.metrics.index("kl")
     if result.kind == "lens":
-        table, names = [result.mean, result.low, result.high], ("kl", "low", "high")
+        table = [result.mean, result.low, result.high]
+        names = ["kl", "low", "high"]
     else:
         table = [*result.means, result.difference, result.low, result.high]
-        names = (f"kl {result.model}", f"kl {result.other}", "difference", "low", "high")
+        names = [f"kl {result.model}", f"kl {result.other}", "difference", "low", "high"]
     columns = [array[kl] for array in table]
     return [("depth", *names)] + [
         (depth, *(_plain(column[depth]) for column in columns)) for depth in range(len(columns[0]))

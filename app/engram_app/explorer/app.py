@@ -6,6 +6,7 @@ import streamlit as st
 
 from engram_app.explorer.opened import Opened
 from engram_app.explorer.page import one_line_errors
+from engram_app.explorer.state import turn_to
 from engram_app.explorer.style import STYLE
 
 ICON = str(Path(__file__).with_name("icon.svg"))
@@ -41,4 +42,5 @@ with one_line_errors():
             for index, name in enumerate(names())
         ]
     )
+    turn_to(page.title)
     page.run()

@@ -3,6 +3,7 @@
 import math
 from pathlib import Path
 
+import numpy as np
 import streamlit as st
 
 from engram_probes.gates import GateMap
@@ -40,5 +41,7 @@ def _following(gates: GateMap, position: int) -> int | None:
 
 
 def _row(text: str, probability: float, is_true: bool) -> dict:
-    shown = f"{probability:.1%}" if probability >= 0.001 else f"{probability:.1e}"
+    shown = f"{probability:.1%}"
+    if probability < 0.001:
+        shown = np.format_float_positional(100 * probability, precision=1, fractional=False) + "%"
     return {"text": text, "probability": probability, "shown": shown, "isTrue": is_true}

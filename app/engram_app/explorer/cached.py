@@ -20,6 +20,7 @@ from engram_probes.results import Result
 FILES = ("config.json", "tokenizer.json", "*.safetensors")
 ALIGNMENT_DATA = "world:?seed=0&split=valid&tokens=20K"
 ALIGNMENT_DOCUMENTS = 200
+ALIGNMENT_OPTIONS: dict[str, Any] = {"positions": "entity"}
 RUNNING = Lock()
 
 
@@ -40,9 +41,9 @@ def stamp(path: str) -> str:
 
 @st.cache_resource(max_entries=4, show_spinner="Opening the model …")
 def _held(path: str, stamp: str) -> Held:
-    from engram_model.checkpoint import load
+    from engram_app.opening import open_model
 
-    return Held(*load(path))
+    return Held(*open_model(path))
 
 
 def held(path: str) -> Held:
@@ -100,8 +101,8 @@ def _alignment(path: str, stamp_a: str, other: str, stamp_b: str, _progress: Any
             second.model,
             first.tokenizer,
             documents,
-            positions="entity",
             progress=_progress,
+            **ALIGNMENT_OPTIONS,
         )
     corpus = {**result.provenance.corpus, "source": describe(ALIGNMENT_DATA)}
     return result.with_provenance(corpus=corpus)

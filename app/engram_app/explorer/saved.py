@@ -1,5 +1,6 @@
 """Saved results that belong to the pair of models looked at."""
 
+from pathlib import Path
 from typing import TypeVar
 
 from engram_app.explorer import cached
@@ -14,7 +15,8 @@ def find_saved(kind: type[Kind], looking: Looking) -> Kind | None:
     """One of this kind and of these very weights: opened, or one that comes with the project."""
     assert looking.twin is not None
     weights = [cached.weights(path) for path in (looking.path, looking.twin)]
-    for folder in [*Opened.now().results, *bundled_results()]:
+    folders = [*map(Path, Opened.now().results), *bundled_results()]
+    for folder in folders:
         result = cached.saved(folder)
         measured = [model["weights_sha256"] for model in result.provenance.models]
         if isinstance(result, kind) and measured == weights:

@@ -63,6 +63,7 @@ def config(port: int, browser: bool = False) -> dict[str, object]:
         "browser.gatherUsageStats": False,
         "client.toolbarMode": "minimal",
         "runner.magicEnabled": False,
+        "global.disableWidgetStateDuplicationWarning": True,  # a default, and what was kept
         "theme.baseRadius": "0.4rem",
         "theme.headingFontSizes": ["2.1rem", "1.6rem", "1.25rem"],
         **look,

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import streamlit as st
 
 from engram_app.colours import Scale
@@ -19,8 +20,8 @@ _strip = st.components.v2.component(
 
 def token_strip(
     tokens: Sequence[str],
-    values: Sequence[float],
-    special: Sequence[bool],
+    values: np.ndarray,
+    special: np.ndarray,
     scale: Scale,
     selected: int,
     quantity: str,

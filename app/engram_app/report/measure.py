@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from engram_app.console import progress
-from engram_app.opening import open_documents, open_model
+from engram_app.opening import open_model
 from engram_model.errors import UsageError
 from engram_probes.alignment import Alignment
 from engram_probes.gates import GateMap
@@ -17,7 +17,6 @@ from engram_probes.results import Result
 
 DEFAULT_DATA = "world:?seed=0&split=valid&tokens=40K"
 CHARACTERS = 4  # a token: how much of a corpus is looked at before it is tokenised
-MOST_DOCUMENTS = 5000
 PERMUTATIONS, LIKE = 100, 5  # of the null; rows that enter the soft alignment
 
 
@@ -90,8 +89,10 @@ def measure(spec: Spec, command: str) -> Measured:
 
 def _corpus(spec: Spec) -> list[dict]:
     """Whole documents from the beginning, until they hold enough characters."""
+    from engram_model.corpora import iter_documents
+
     documents, room = [], CHARACTERS * spec.tokens
-    for document in open_documents(spec.data, MOST_DOCUMENTS):
+    for document in iter_documents(spec.data):
         if room <= 0:
             break
         documents.append(document)

@@ -59,9 +59,8 @@ def page() -> None:
     result = find_saved(Alignment, looking) or compute(looking)
     if result is None:
         return
-    data = ["--data", cached.ALIGNMENT_DATA, "--documents", str(cached.ALIGNMENT_DOCUMENTS)]
-    command = ["engram", "probe", "cka", looking.path, "--twin", looking.twin, *data]
-    show(result, shlex.split(result.provenance.command) or [*command, "--out", "cka"])
+    data = ("--data", cached.ALIGNMENT_DATA, "--documents", str(cached.ALIGNMENT_DOCUMENTS))
+    show(result, shlex.split(result.provenance.command) or looking.command("cka", *data))
 
 
 page()

@@ -5,39 +5,24 @@ import streamlit as st
 from engram_app.explorer import cached
 from engram_app.explorer.ngrams import rows_hit
 from engram_app.explorer.page import draw, finding, numbers, origin, plain
-from engram_app.explorer.state import choose_models, choose_text, keep, pick, position, remember
+from engram_app.explorer.state import choose, choose_models, choose_text, pick, position
 from engram_app.explorer.strip import token_strip
 from engram_app.measures import loudest, memory_values
-from engram_probes.gates import GateMap
+from engram_probes.gates import GateMap, What
 
 ALL = "all"
-NAMES = {"added": "What is added", "gate": "Gate", "score": "Score"}
+NAMES: dict[What, str] = {"added": "What is added", "gate": "Gate", "score": "Score"}
 
 
-def controls(gates: GateMap) -> tuple[str, int | None, int | None]:
+def controls(gates: GateMap) -> tuple[What, int | None, int | None]:
     """What to show, of which layer and stream; None: of all."""
     with st.container(horizontal=True, vertical_alignment="bottom", gap="medium"):
-        what = _choice("Quantity", "what", list(NAMES), lambda name: NAMES[name])
-        layer = _choice("Layer", "layer", [ALL, *map(str, gates.layers)], str)
+        what = choose("Quantity", "what", tuple(NAMES), NAMES.__getitem__)
+        layer = choose("Layer", "layer", [ALL, *map(str, gates.layers)])
         stream = ALL
         if gates.streams > 1:
-            stream = _choice("Stream", "stream", [ALL, *map(str, range(gates.streams))], str)
+            stream = choose("Stream", "stream", [ALL, *map(str, range(gates.streams))])
     return what, None if layer == ALL else int(layer), None if stream == ALL else int(stream)
-
-
-def _choice(label: str, key: str, options: list[str], shown) -> str:
-    keep(key)
-    chosen = st.segmented_control(
-        label,
-        options,
-        default=None if key in st.session_state else options[0],
-        key=key,
-        format_func=shown,
-        required=True,
-        bind="query-params",
-    )
-    remember(key)
-    return chosen or options[0]
 
 
 def page() -> None:
@@ -61,7 +46,7 @@ def page() -> None:
     )
     st.dataframe(rows_hit(gates, at), hide_index=True, alt="Rows read at the chosen position")
     numbers(gates.to_frame(), "gates", "All numbers of this text")
-    origin(gates, ["engram", "probe", "gates", looking.path, "--text", text, "--out", "gates"])
+    origin(gates, looking.command("gates", "--text", text))
 
 
 page()

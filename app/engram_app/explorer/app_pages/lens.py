@@ -1,31 +1,35 @@
 """Lens: what each depth of the model would predict, beside its twin."""
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 import streamlit as st
 
 from engram_app.explorer import cached
 from engram_app.explorer.page import draw, finding, numbers, origin, plain
 from engram_app.explorer.saved import find_saved
-from engram_app.explorer.state import (
-    Looking,
-    choose_models,
-    choose_text,
-    keep,
-    pick,
-    position,
-    remember,
-)
+from engram_app.explorer.state import Looking, choose, choose_models, choose_text, pick, position
 from engram_app.explorer.strip import token_strip
 from engram_app.measures import settling_values
 from engram_probes.lens import LogitLens
 from engram_probes.lens_difference import LensDifference
 
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
+
+WINDOW = 18  # positions of the grid in view
 GRIDS = {
     "kl": "KL to the end",
     "entropy": "Entropy",
     "log_prob": "Log-probability of the text",
     "top1_prob": "Probability of the top token",
 }
+
+
+def of_text(lens: LogitLens) -> tuple[tuple[str, ...], np.ndarray]:
+    """Tokens of a lens of one text, and which of them are special."""
+    assert lens.tokens is not None and lens.special is not None
+    return lens.tokens, lens.special
 
 
 def curves(lens: LogitLens, looking: Looking, text: str) -> None:
@@ -35,8 +39,7 @@ def curves(lens: LogitLens, looking: Looking, text: str) -> None:
         return
     saved = find_saved(LensDifference, looking)
     options = ["A corpus", "This text"] if saved else ["This text"]
-    chosen = st.segmented_control("Curves over", options, default=options[0], required=True)
-    if saved and chosen == "A corpus":
+    if choose("Curves over", "over", options) == "A corpus" and saved:
         difference = saved
     else:
         difference = lens.minus(cached.lens(looking.twin, text))
@@ -45,12 +48,18 @@ def curves(lens: LogitLens, looking: Looking, text: str) -> None:
     numbers(difference.to_frame(), "lens_difference", "Both models by depth")
 
 
-def grid(lens: LogitLens, what: str):
-    """The grid, its colours set by the blocks: the embedding alone is far off and hides them."""
+def grid(lens: LogitLens, what: str, at: int) -> "go.Figure":
+    """The grid, as many positions at a time as tokens can be read in.
+
+    Its colours are set by the blocks: the embedding alone is far off and would hide them.
+    """
     figure = lens.figure(what, view="grid")
-    after = lens.grid(what)[1:, ~lens.special]
+    tokens, special = of_text(lens)
+    after = lens.grid(what)[1:, ~special]
     figure.update_traces(zmin=float(np.nanmin(after)), zmax=float(np.nanmax(after)))
-    return figure
+    start = max(0, min(at - WINDOW // 2, len(tokens) - WINDOW))
+    figure.update_xaxes(range=[start - 0.5, min(start + WINDOW, len(tokens)) - 0.5])
+    return figure.update_layout(dragmode="pan")
 
 
 def page() -> None:
@@ -58,31 +67,23 @@ def page() -> None:
     st.title("Logit lens", anchor=False)
     text = choose_text()
     lens = cached.lens(looking.path, text)
-    at = position(len(lens.tokens), text, len(lens.tokens) - 1)
+    tokens, special = of_text(lens)
+    at = position(len(tokens), text, len(tokens) - 1)
     values, scale = settling_values(lens)
-    pick(text, token_strip(lens.tokens, values, lens.special, scale, at, "settled after"))
+    pick(text, token_strip(tokens, values, special, scale, at, "settled after"))
     finding(lens.summary())
-    keep("grid")
-    what = st.segmented_control(
-        "Colour",
-        list(GRIDS),
-        default=None if "grid" in st.session_state else "kl",
-        key="grid",
-        format_func=GRIDS.__getitem__,
-        required=True,
-        bind="query-params",
-    )
-    remember("grid")
+    what = choose("Colour", "grid", tuple(GRIDS), GRIDS.__getitem__)
     draw(
-        grid(lens, what or "kl"),
-        f"{GRIDS[what or 'kl']}; in the cells the likeliest next token",
+        grid(lens, what, at),
+        f"{GRIDS[what]}; in the cells the likeliest next token",
         "lens_grid",
         at,
     )
+    if len(tokens) > WINDOW:
+        st.caption(f"{WINDOW} of {len(tokens)} positions are in view; drag to see the others.")
     numbers(lens.token_frame(), "lens_tokens", "Every depth and position")
     curves(lens, looking, text)
-    command = ["engram", "probe", "lens", looking.path, "--text", text, "--out", "lens"]
-    origin(lens, command + (["--twin", looking.twin] if looking.twin else []))
+    origin(lens, looking.command("lens", "--text", text))
 
 
 page()

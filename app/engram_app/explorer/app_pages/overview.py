@@ -9,7 +9,7 @@ from engram_app.explorer.page import finding, origin, plain
 from engram_app.explorer.state import Looking, choose_models, choose_text, pick, position
 from engram_app.explorer.strip import token_strip
 from engram_app.measures import loudest, memory_values
-from engram_probes.gates import GateMap
+from engram_probes.gates import GateMap, What
 
 CARDS = (
     ("gates", "Gates", "Which n-grams were looked up, which rows they hit, and in which stream "
@@ -19,6 +19,7 @@ CARDS = (
     ("alignment", "Alignment", "Which layers of the model do the work that its twin without a "
      "memory does in other layers."),
 )  # fmt: skip
+MEASURES: tuple[What, ...] = ("added", "gate", "score")
 
 
 def model_line(looking: Looking) -> None:
@@ -26,15 +27,15 @@ def model_line(looking: Looking) -> None:
     model = cached.held(looking.path).model
     config = model.config
     size = sum(weight.numel() for weight in model.parameters())
-    rows = sum(config.hasher().rows(layer) for layer in config.engram_layer_ids)
+    layers = getattr(config, "engram_layer_ids", ())  # other causal models have none
+    rows = sum(config.hasher().rows(layer) for layer in layers)
+    streams = getattr(config, "hc_mult", 1)
     facts = [
         f"**{plain(looking.name)}**",
         f"{size / 1e6:.1f}M parameters",
         f"{config.num_hidden_layers} layers",
-        f"{config.hc_mult} residual stream{'s' * (config.hc_mult > 1)}",
-        f"{rows:,} memory rows in layer {', '.join(map(str, config.engram_layer_ids))}"
-        if rows
-        else "no memory",
+        f"{streams} residual stream{'s' * (streams > 1)}",
+        f"{rows:,} memory rows in layer {', '.join(map(str, layers))}" if rows else "no memory",
         f"{config.max_position_embeddings:,} tokens of context",
         plain(str(model.device).upper()),
     ]
@@ -48,8 +49,8 @@ def token_facts(gates: GateMap, at: int) -> None:
     first.metric("Added", f"{added:.2f}", help="Size of what the memory adds / residual it enters")
     second.metric("Gate", f"{gate:.2f}", help="Mean over streams; 0.5 is neutral")
     third.metric("Score", f"{score:+.2f}", help="Fit of key and hidden state, mean over streams")
-    looked_up = ", ".join(f"`{text}`" for text in ngrams(gates, at).values() if "`" not in text)
-    st.markdown(f"Looked up: {looked_up}" if looked_up else "")
+    looked_up = ", ".join(f"“{text}”" for text in ngrams(gates, at).values())
+    st.markdown(plain(f"Looked up: {looked_up}"))
     if at > 0:
         surprise = float(gates.next_surprisal[at - 1])
         st.caption(f"Surprisal of this token: {surprise:.2f} nats, given all before it.")
@@ -65,7 +66,6 @@ def cards() -> None:
             st.caption(text)
 
 
-MEASURES = ("added", "gate", "score")
 looking = choose_models()
 st.title("What does the memory add?", anchor=False)
 model_line(looking)
@@ -87,4 +87,4 @@ with right:
     token_facts(gates, at)
 st.space("small")
 cards()
-origin(gates, ["engram", "probe", "gates", looking.path, "--text", text, "--out", "gates"])
+origin(gates, looking.command("gates", "--text", text))

@@ -13,7 +13,7 @@ from engram_app.explorer.state import keep, remember
 def page() -> None:
     st.title("Saved results", anchor=False)
     folders = Opened.now().results
-    keep("result")
+    keep("result", folders)
     folder = st.selectbox(
         "Result",
         folders,

@@ -1,0 +1,197 @@
+"""Every page of the explorer, well and in error, run without a browser."""
+
+import json
+from pathlib import Path
+
+import pytest
+from streamlit.testing.v1 import AppTest
+
+import engram_app
+from engram_app.explorer.opened import OPENED, Opened, results_in
+from engram_model.errors import CheckpointError
+
+APP = str(Path(engram_app.__file__).parent / "explorer" / "app.py")
+TEXT = "The miller of Ostrava counts the boats at dusk."
+
+
+@pytest.fixture
+def explorer(pair, monkeypatch):
+    """Function: page, what the URL says -> the page, run."""
+
+    def visit(page="overview", models=("memory", "plain"), results=(), **url):
+        opened = Opened([str(pair / name) for name in models], [str(path) for path in results])
+        monkeypatch.setenv(OPENED, opened.to_json())
+        at = AppTest.from_file(APP, default_timeout=60)
+        at.query_params.update({"text": TEXT, **url})
+        at.run()
+        if page != "overview":
+            at.switch_page(f"app_pages/{page}.py").run()
+        assert not at.exception
+        return at
+
+    return visit
+
+
+def texts(at):
+    """All that a page says, Markdown's escapes taken out."""
+    said = [element.value for kind in (at.markdown, at.caption, at.subheader) for element in kind]
+    return "\n".join(said).replace("\\", "")
+
+
+def figures(at):
+    return [json.loads(chart.proto.spec) for chart in at.get("plotly_chart")]
+
+
+def test_overview(explorer):
+    at = explorer()
+    assert at.title[0].value == "What does the memory add?"
+    assert "The memory adds most at" in texts(at)
+    assert "memory" in at.caption[0].value and "4 residual streams" in at.caption[0].value
+    assert at.code[0].value.startswith("engram probe gates") and TEXT in at.code[0].value
+    assert not at.get("plotly_chart")
+
+
+def test_overview_position_from_the_url(explorer):
+    at = explorer(pos="3")
+    assert "position 3" in texts(at)
+
+
+@pytest.mark.parametrize("pos", ["-1", "999", "x"])
+def test_position_that_is_none_is_passed_over(explorer, pos):
+    at = explorer(pos=pos)
+    assert "The memory adds most at" in texts(at) and not at.error
+
+
+def test_example_replaces_the_text(explorer):
+    at = explorer()
+    at.query_params.clear()
+    at.button_group(key="example").set_value("Capitals").run()
+    assert at.text_area(key="text").value.startswith("The capital of France")
+    assert TEXT not in at.code[0].value and not at.exception
+
+
+def test_gates(explorer):
+    at = explorer("gates")
+    [figure] = figures(at)
+    assert figure["data"][0]["type"] == "heatmap"
+    assert at.dataframe[0].value.columns.tolist() == [
+        "layer", "order", "n-gram", "head", "row"
+    ]  # fmt: skip
+    rows = at.dataframe[0].value
+    assert len(rows) == 2 * 2 * 2  # layers, orders, heads
+
+
+def test_gates_of_one_stream(explorer):
+    at = explorer("gates")
+    assert "What is added by layer and position" in texts(at)
+    for key, value in {"what": "gate", "layer": "2", "stream": "1"}.items():
+        at.button_group(key=key).set_value(value).run()
+    assert "Gate by stream and position" in texts(at) and not at.exception
+    assert len(figures(at)[0]["layout"]["yaxis"]["ticktext"]) == 1
+
+
+def test_choices_outlive_a_visit_to_another_page(explorer):
+    at = explorer("gates")
+    at.button_group(key="what").set_value("score").run()
+    at.switch_page("app_pages/lens.py").run()
+    at.switch_page("app_pages/gates.py").run()
+    assert "Score by layer and position" in texts(at)
+    at.run()
+    assert "Score by layer and position" in texts(at)
+    assert at.text_area(key="text").value == TEXT
+
+
+def test_lens_beside_its_twin(explorer):
+    at = explorer("lens")
+    grid, curves = figures(at)
+    assert grid["data"][0]["type"] == "heatmap"
+    names = {trace["name"] for trace in curves["data"] if trace.get("name")}
+    assert {"memory", "plain"} <= names
+    assert "is settled after" in texts(at)
+
+
+def test_lens_of_a_model_without_a_memory(explorer):
+    at = explorer("lens", models=("plain",))
+    assert len(figures(at)) == 2 and "--twin" not in at.code[0].value
+
+
+def test_gates_of_a_model_without_a_memory(explorer):
+    at = explorer("gates", models=("plain",))
+    assert at.error[0].value.replace("\\", "").startswith("plain has no memory")
+
+
+def test_alignment_is_computed_on_request(explorer, monkeypatch):
+    monkeypatch.setattr("engram_app.explorer.cached.ALIGNMENT_DOCUMENTS", 24)
+    monkeypatch.setattr("engram_app.explorer.cached.ALIGNMENT_OPTIONS", {"k": 2, "permutations": 5})
+    at = explorer("alignment")
+    assert "No saved alignment of memory and plain" in texts(at) and not figures(at)
+    at.button[0].click().run()
+    [figure] = figures(at)
+    assert figure["data"][0]["type"] == "heatmap" and "The largest shift" in texts(at)
+
+
+def test_alignment_without_a_twin(explorer):
+    at = explorer("alignment", models=("memory",))
+    assert "second checkpoint" in at.info[0].value
+
+
+def test_saved_results_need_no_model(explorer, pair, tmp_path):
+    import engram_model as em
+    import engram_probes as ep
+
+    gates = ep.gate_map(*em.load(pair / "memory"), TEXT)
+    gates.save(tmp_path / "results" / "gates")
+    folders = results_in(tmp_path)
+    at = explorer(models=(), results=folders)
+    assert at.title[0].value == "Saved results"
+    assert gates.summary() in texts(at) and len(figures(at)) == 1
+
+
+def test_saved_result_that_is_damaged(explorer, tmp_path):
+    (tmp_path / "result.json").write_text("{}")
+    at = explorer(models=(), results=[tmp_path])
+    assert "is not the result of a probe" in at.error[0].value.replace("\\", "")
+
+
+@pytest.mark.parametrize("page", ["overview", "gates", "lens"])
+def test_text_too_long(explorer, page):
+    at = explorer(page, text="boats " * 200)
+    [error] = [e.value.replace("\\", "") for e in at.error]
+    assert "reads 192" in error and "\n" not in error
+    assert at.text_area(key="text")  # and can be shortened there
+
+
+@pytest.mark.parametrize("page", ["overview", "lens"])
+def test_empty_text(explorer, page):
+    at = explorer(page, text="  ")
+    assert "the text is empty" in at.error[0].value
+
+
+def test_checkpoint_that_is_gone(explorer, pair, tmp_path):
+    at = explorer(models=(tmp_path / "gone",))
+    assert "no checkpoint at" in at.error[0].value
+
+
+def test_only_paths_that_hold_something_open(tmp_path, monkeypatch, pair):
+    with pytest.raises(CheckpointError, match="has no config"):
+        Opened.find([str(tmp_path)])
+    monkeypatch.setenv("ENGRAM_CHECKPOINTS", str(tmp_path))
+    with pytest.raises(CheckpointError, match="no checkpoint at engram-nano"):
+        Opened.find([])
+    assert Opened.find([str(pair / "memory")]).models == [str(pair / "memory")]
+
+
+def test_bundled_results_are_those_of_the_bundled_models():
+    """After a new training, docs/results must be measured again."""
+    import engram_model as em
+    import engram_probes as ep
+    from engram_app.explorer.opened import bundled_results
+    from engram_model.checkpoint import bundled_names
+    from engram_probes.provenance import weights_sha256
+
+    weights = {name: weights_sha256(em.load(name)[0]) for name in bundled_names()}
+    folders = bundled_results()
+    assert folders
+    for folder in folders:
+        for model in ep.load_result(folder).provenance.models:
+            assert weights[model["name"]] == model["weights_sha256"], folder
