@@ -8,7 +8,17 @@ import sys
 
 import typer
 
-from engram_app.commands import doctor, evaluate, explore, info, probe, report, train, world
+from engram_app.commands import (
+    card,
+    doctor,
+    evaluate,
+    explore,
+    info,
+    probe,
+    report,
+    train,
+    world,
+)
 from engram_model.errors import EngramError
 
 app = typer.Typer(
@@ -27,6 +37,7 @@ app.add_typer(probe.app, name="probe")
 app.command()(train.train)
 app.command()(train.tokenize)
 app.command(name="eval")(evaluate.evaluate)
+app.command()(card.card)
 app.command()(info.info)
 app.command()(doctor.doctor)
 app.command()(world.world)

@@ -14,7 +14,7 @@ TRAINER = "trainer"  # sub-folder for what only a resumed run needs
 
 @dataclass(frozen=True)
 class TrainOptions:
-    """How to train; the defaults are those of the bundled nano models.
+    """How to train; the rates are those of the bundled nano models.
 
     Attributes:
         tokens: training tokens in all; epochs repeat the corpus as needed.
@@ -33,7 +33,7 @@ class TrainOptions:
     context: int | None = None
     batch: int = 64
     accumulate: int = 1
-    lr: float = 4e-3
+    lr: float = 8e-3
     weight_decay: float = 0.1
     warmup: float = 0.02
     balance: float = 1e-3

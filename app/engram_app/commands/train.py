@@ -27,7 +27,7 @@ def train(
     context: Annotated[
         int | None, typer.Option(min=2, help="Tokens a sequence; else the preset's.")
     ] = None,
-    lr: Annotated[float, typer.Option(help="Learning rate; the tables take five times it.")] = 4e-3,
+    lr: Annotated[float, typer.Option(help="Learning rate; the tables take five times it.")] = 8e-3,
     seed: Annotated[int, typer.Option(help="Of weights and order.")] = 0,
     save_every: Annotated[int, typer.Option(min=1, help="Steps between checkpoints.")] = 200,
     compile_: Annotated[
