@@ -150,7 +150,7 @@ class EngramCache(ActivationCache):
             if (label == "embed" and incl_embeds)
             or (label != "embed" and (mode == "all" or label.endswith(f"{mode}_out")))
         ]
-        position_slice = pos_slice if isinstance(pos_slice, Slice) else Slice(pos_slice)
+        position_slice = _slice(pos_slice)
         stack = torch.stack([position_slice.apply(labelled[label], dim=-2) for label in wanted])
         if apply_ln:
             stack = self._normalise(stack, labelled, layer, mlp_input, position_slice)
@@ -170,7 +170,7 @@ class EngramCache(ActivationCache):
             return super().accumulated_resid(
                 layer, incl_mid, apply_ln, pos_slice, mlp_input, return_labels
             )
-        layer, position_slice = self._layer(layer), Slice(pos_slice)
+        layer, position_slice = self._layer(layer), _slice(pos_slice)
         labels, residuals = [], []
         for index in range(layer + 1):
             last = index == self.model.cfg.n_layers
@@ -264,7 +264,7 @@ class EngramCache(ActivationCache):
 
     def _collapsed(self, layer: int, mlp_input: bool) -> Tensor:
         streams = self._residual(layer, mlp_input)
-        return torch.einsum("bpm,bpmd->bpd", self._head_weights(streams), streams.float())
+        return torch.einsum("...m,...md->...d", self._head_weights(streams), streams.float())
 
     def _head_weights(self, streams: Tensor) -> Tensor:
         """Weights of the model's own collapse, [batch, pos, M]; it returns their sum only."""
@@ -284,6 +284,10 @@ class EngramCache(ActivationCache):
         total = position_slice.apply(sum(labelled.values()), dim=-2)
         eps = _plain(self.model.ln_final).variance_epsilon
         return stack * torch.rsqrt(total.square().mean(-1, keepdim=True) + eps)
+
+
+def _slice(pos_slice) -> Slice:
+    return pos_slice if isinstance(pos_slice, Slice) else Slice(pos_slice)
 
 
 def _plain(module: nn.Module) -> nn.Module:

@@ -18,7 +18,11 @@ FOLDERS = re.compile(r"(?<=:)[^#?:+]*/")  # in a corpus spec: true on one machin
 
 
 def write_card(
-    checkpoint: str | Path, tokens: str | Path, data: tuple[str, ...] = (), progress=None
+    checkpoint: str | Path,
+    tokens: str | Path,
+    data: tuple[str, ...] = (),
+    about: str = "",
+    progress=None,
 ) -> dict:
     """Evaluate a checkpoint and write its `card.json` and `README.md`.
 
@@ -26,6 +30,7 @@ def write_card(
         checkpoint: folder with a trained model and its training_log.json.
         tokens: the token file it was trained on.
         data: corpora to evaluate on, beside the world's valid split.
+        about: a paragraph on the corpus: what it is, whose, under which licence.
         progress: as for `evaluate`.
 
     Returns:
@@ -40,6 +45,7 @@ def write_card(
     card = {
         "name": folder.name,
         "preset": log["preset"],
+        "about": about,
         "parameters": count_parameters(model).to_dict(),
         "training": _training(log, file),
         "memory": [_memory(model, memory, file) for memory in model.model.memories],
@@ -65,18 +71,19 @@ def _training(log: dict, file: TokenFile) -> dict:
     options, history = log["options"], log["history"]
     [run] = [entry for entry in history if "train_runtime" in entry]
     context = options["context"] or 1024
-    seen = run["step"] * options["batch"] * options["accumulate"] * context
+    seen = run["step"] * log["tokens_per_step"]
     return {
         "corpus": public_spec(file.meta["corpus"]["spec"]),
         "corpus_tokens": file.meta["tokens"],
         "tokens": seen,
         "epochs": round(seen / file.meta["tokens"], 2),
         "steps": run["step"],
-        "sequences_per_step": options["batch"] * options["accumulate"],
+        "sequences_per_step": log["tokens_per_step"] // context,
         "context": context,
         "learning_rate": options["lr"],
         "seed": options["seed"],
-        "tokens_per_second": round(seen / run["train_runtime"]),
+        # the clock of a resumed run began at the resume
+        "tokens_per_second": None if log["resumed"] else round(seen / run["train_runtime"]),
         "device": log.get("device"),
         "final_loss": [entry["loss"] for entry in history if "loss" in entry][-1],
     }
@@ -138,25 +145,31 @@ def render_card(card: dict) -> str:
         ),
         *_memory_section(card["memory"]),
         "## Training",
-        f"Corpus `{training['corpus']}` ({training['corpus_tokens']:,} tokens): country "
-        "descriptions of the CIA World Factbook and books of Standard Ebooks (public domain), "
-        "OpenStax textbooks (access for free at openstax.org; content by OpenStax, Rice "
-        "University, CC BY 4.0, changed: extracted to plain text), and the synthetic world. "
-        f"{training['tokens']:,} tokens in {training['steps']:,} steps of "
-        f"{training['sequences_per_step']} sequences of {training['context']:,}, that is "
-        f"{training['epochs']} epochs; peak learning rate {training['learning_rate']}, seed "
-        f"{training['seed']}, {training['tokens_per_second']:,} tokens a second"
-        + (f" on {training['device']}." if training["device"] else "."),
+        _training_text(training),
+        *([card["about"]] if card["about"] else []),
         "## Losses",
         "One model, one seed. Intervals (95%) are over documents, not over trainings; `engram eval "
         f"{card['name']} --data SPEC` computes them again.",
         *(_losses(spec, losses) for spec, losses in card["evaluation"].items()),
         "## Limits",
-        "Some four million parameters and one corpus: facts are confused, names invented, and no "
-        "safety work was done. Text outside the corpus's kinds (code, other languages, dialogue) "
-        "is out of reach.",
+        f"{counts['total'] / 1e6:.1f} million parameters and one corpus: facts are confused, names "
+        "invented, and no safety work was done. Text of other kinds than the corpus is out of "
+        "reach.",
     ]
     return "\n\n".join(lines) + "\n"
+
+
+def _training_text(training: dict) -> str:
+    speed = training["tokens_per_second"]
+    return (
+        f"Corpus `{training['corpus']}` ({training['corpus_tokens']:,} tokens): "
+        f"{training['tokens']:,} tokens in {training['steps']:,} steps of "
+        f"{training['sequences_per_step']} sequences of {training['context']:,}, that is "
+        f"{training['epochs']} epochs; peak learning rate {training['learning_rate']}, seed "
+        f"{training['seed']}"
+        + (f", {speed:,} tokens a second" if speed else "")
+        + (f" on {training['device']}." if training["device"] else ".")
+    )
 
 
 def _memory_section(memories: list[dict]) -> list[str]:

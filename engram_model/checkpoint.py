@@ -78,9 +78,15 @@ def load(
     dtype = dtype or (torch.float32 if place.type == "cpu" else torch.bfloat16)
     try:
         tokenizer = PreTrainedTokenizerFast.from_pretrained(path)
-        with _no_bar():
+        with _quietly():
             model, info = EngramForCausalLM.from_pretrained(
-                path, dtype=dtype, use_safetensors=True, output_loading_info=True
+                path,
+                dtype=dtype,
+                use_safetensors=True,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,  # found and refused below, in one line
+                # TransformerLens runs eager attention: on a CPU both then give the same numbers
+                attn_implementation="eager" if place.type == "cpu" else None,
             )
     except CheckpointError:
         raise
@@ -92,15 +98,17 @@ def load(
 
 
 @contextmanager
-def _no_bar() -> Iterator[None]:
-    """Loading without transformers' progress bar: it is over before the bar can be read."""
+def _quietly() -> Iterator[None]:
+    """Loading without transformers' bar, over before it can be read, and its report on keys."""
     from transformers.utils import logging
 
-    shown = logging.is_progress_bar_enabled()
+    shown, level = logging.is_progress_bar_enabled(), logging.get_verbosity()
     logging.disable_progress_bar()
+    logging.set_verbosity(logging.CRITICAL)
     try:
         yield
     finally:
+        logging.set_verbosity(level)
         if shown:
             logging.enable_progress_bar()
 
@@ -111,10 +119,9 @@ def read_config(path: Path) -> dict:
         config = json.loads((path / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{path}/config.json is damaged: {_first_line(error)}") from error
-    if config.get("model_type") != "engram":
-        raise CheckpointError(
-            f"{path} holds a {config.get('model_type')!r} model; this opens 'engram' checkpoints"
-        )
+    kind = config.get("model_type") if isinstance(config, dict) else None
+    if kind != "engram":
+        raise CheckpointError(f"{path} holds a {kind!r} model; this opens 'engram' checkpoints")
     return config
 
 
@@ -125,10 +132,12 @@ def check_weights(path: Path) -> list[Path]:
         CheckpointError: there is none, or one is missing or cut off.
     """
     index = path / "model.safetensors.index.json"
+    names = ["model.safetensors"]
     if index.is_file():
-        names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
-    else:
-        names = ["model.safetensors"]
+        try:
+            names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise CheckpointError(f"{index} is damaged: {_first_line(error)}") from error
     for name in names:
         _check_length(path / name)
     return [path / name for name in names]
@@ -144,7 +153,7 @@ def _check_length(file: Path) -> None:
             header = json.loads(stream.read(length)) if length < size else {}
         ends = [t["data_offsets"][1] for name, t in header.items() if name != "__metadata__"]
         expected = 8 + length + max(ends)
-    except (struct.error, ValueError, KeyError, TypeError) as error:
+    except (struct.error, ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{file} is damaged: its header cannot be read") from error
     if size != expected:
         raise CheckpointError(f"{file} is damaged: {size:,} bytes where {expected:,} were written")
@@ -152,7 +161,8 @@ def _check_length(file: Path) -> None:
 
 def _check_complete(path: Path, info: dict) -> None:
     for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
-        keys = sorted(str(key) for key in info.get(kind) or ())
+        found = info.get(kind) or ()
+        keys = sorted(key if isinstance(key, str) else str(key[0]) for key in found)
         if keys:
             raise CheckpointError(
                 f"{path}: {len(keys)} {kind.replace('_', ' ')} in the weights, first {keys[0]}"
@@ -168,6 +178,12 @@ def _check_tokenizer(path: Path, config: dict, tokenizer, model) -> None:
             f"{path}: the tokenizer is not the one the model was trained with (its vocabulary's "
             "checksum differs); restore tokenizer.json"
         )
+    for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
+        if getattr(tokenizer, name) != config.get(name):
+            raise CheckpointError(
+                f"{path}: the tokenizer's {name} is {getattr(tokenizer, name)}, the model's "
+                f"{config.get(name)}; restore tokenizer_config.json"
+            )
     expected = config.get("engram_compression_sha256")
     if not model.model.memories or expected is None:
         return

@@ -77,7 +77,7 @@ class EngramConfig(DeepseekV3Config):
             "hybrid" if layer in self.engram_layer_ids else "full_attention"
             for layer in range(self.num_hidden_layers)
         ]
-        self.number_of_conv_states = 2
+        self.number_of_conv_states = 2 if self.engram_conv_window else 1
         super().__post_init__(**kwargs)
         self._check()
 
@@ -114,8 +114,8 @@ class EngramConfig(DeepseekV3Config):
         """Positions before the current one that the short convolution reaches."""
         return max(0, self.engram_kernel_size - 1) * (self.engram_dilation or 1)
 
-    def hasher(self, pad_id: int = 0) -> NgramHasher:
-        """The hash of this model's memories; `pad_id` is compressed."""
+    def hasher(self, pad_id: int) -> NgramHasher:
+        """The hash of this model's memories; only slots depend on `pad_id`, a compressed id."""
         return NgramHasher(
             layer_ids=list(self.engram_layer_ids),
             max_ngram_size=self.engram_max_ngram_size,

@@ -15,7 +15,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Site:
-    """An attention or MLP with its mixing: out [b, p, d], post [b, p, M], comb [b, p, M, M]."""
+    """An attention or MLP with its mixing: out [.., d], post [.., M], comb [.., M, M]."""
 
     label: str
     out: Tensor
@@ -47,9 +47,9 @@ def contributions(
     readout = readout.float()
     for writer in writers:
         if isinstance(writer, Write):
-            yield writer.label, torch.einsum("bpm,bpmd->bpd", readout, writer.out.float())
+            yield writer.label, torch.einsum("...m,...md->...d", readout, writer.out.float())
         else:
             share = (readout * writer.post.float()).sum(-1, keepdim=True)
             yield writer.label, share * writer.out.float()
-            readout = torch.einsum("bpjk,bpk->bpj", writer.comb.float(), readout)
+            readout = torch.einsum("...jk,...k->...j", writer.comb.float(), readout)
     yield "embed", readout.sum(-1, keepdim=True) * embedding.float()

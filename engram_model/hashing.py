@@ -67,7 +67,7 @@ class NgramHasher:
         self.layer_ids = [int(layer) for layer in layer_ids]
         self.max_ngram_size = max_ngram_size
         self.n_heads = n_heads
-        self.vocab_sizes = [int(size) for size in vocab_sizes]
+        self.vocab_sizes = [int(size) for size in np.atleast_1d(vocab_sizes)]
         self.compressed_vocab_size = compressed_vocab_size
         self.pad_id = pad_id
         self.seed = seed
@@ -138,8 +138,8 @@ class NgramHasher:
         from engram_kernels import ngram_slots
 
         from_numpy = not isinstance(compressed_ids, torch.Tensor)
-        ids = torch.as_tensor(compressed_ids, dtype=torch.int64)
-        past = torch.as_tensor([] if history is None else history, dtype=torch.int64).to(ids.device)
+        ids = _integers(compressed_ids)
+        past = _integers([] if history is None else history).to(ids.device)
         window = self._window(ids, past)
         self._check_range(window)
         slots = ngram_slots(
@@ -170,3 +170,17 @@ class NgramHasher:
                 f"compressed ids from {low} to {high} are outside the compressed vocabulary of "
                 f"{self.compressed_vocab_size}; -1 marks a position without text"
             )
+
+
+def _integers(ids):
+    """Any array of integers as an int64 tensor of its own.
+
+    Raises:
+        UsageError: numbers that are not integers.
+    """
+    import torch
+
+    tensor = ids if isinstance(ids, torch.Tensor) else torch.from_numpy(np.array(ids))
+    if tensor.numel() and (tensor.is_floating_point() or tensor.is_complex()):
+        raise UsageError(f"ids of type {tensor.dtype}: give integers")
+    return tensor.long()

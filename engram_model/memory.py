@@ -73,7 +73,7 @@ class EngramMemory(nn.Module):
         self.config = config
         self.layer_id = layer_id
         self.tap: Tap | None = None
-        hasher = config.hasher()
+        hasher = config.hasher(pad_id=0)
         streams, width = config.hc_mult, config.hidden_size
         looked_up = config.engram_columns * config.engram_head_dim
         self.embed = nn.Embedding(hasher.rows(layer_id), config.engram_head_dim)
@@ -107,11 +107,12 @@ class EngramMemory(nn.Module):
         self.compression.copy_(torch.from_numpy(table.astype(np.int32)))
 
     def hash_constants(self) -> dict[str, Tensor]:
-        """What the config says multipliers and primes are, and the compression's checksum holds."""
-        hasher = self.config.hasher()
+        """Multipliers, primes and offsets as the config describes them."""
+        hasher = self.config.hasher(pad_id=0)
         return {
             "multipliers": torch.from_numpy(hasher.multipliers(self.layer_id)),
             "primes": torch.from_numpy(hasher.primes(self.layer_id).copy()),
+            "offsets": torch.from_numpy(hasher.offsets(self.layer_id)),
         }
 
     def compression_sha256(self) -> str:
@@ -137,7 +138,7 @@ class EngramMemory(nn.Module):
         text = (input_ids >= 0)[..., None]
         score = gate_score(hidden, key, self.q_weight, self.k_weight, config.engram_norm_eps)
         gates = gate(self._tap("score", score), config.engram_gate, config.engram_gate_zero)
-        gates = self._tap("gate", gates * text)
+        gates = self._tap("gate", gates * text) * text  # a hook must not open what has no text
         gated = gates.unsqueeze(-1) * value.unsqueeze(-2).float()
         out = gated
         if config.engram_kernel_size:
@@ -152,22 +153,23 @@ class EngramMemory(nn.Module):
         return tensor if self.tap is None else self.tap(name, tensor)
 
     def _slots(self, input_ids: Tensor, cache) -> Tensor:
-        if input_ids.device.type == "cpu" and input_ids.numel():
-            self._check_ids(input_ids)
+        config = self.config
         text = input_ids >= 0
+        self._check_range("token ids", input_ids, config.vocab_size)
         ids = self.compression[input_ids.clamp(min=0)].long().masked_fill(~text, -1)
-        history = self.config.engram_max_ngram_size - 1
+        self._check_range("compressed ids", ids, config.engram_compressed_vocab_size)
+        history = config.engram_max_ngram_size - 1
         window = _with_past(ids + 1, history, cache, self.layer_id, IDS_STATE) - 1
-        pad_id = self.compression[self.config.engram_pad_token_id].long()
+        pad_id = self.compression[config.engram_pad_token_id].long()
         return ngram_slots(window, self.multipliers, self.primes, self.offsets, pad_id)
 
-    def _check_ids(self, input_ids: Tensor) -> None:
-        low, high = int(input_ids.min()), int(input_ids.max())
-        if low < -1 or high >= self.config.vocab_size:
-            raise UsageError(
-                f"token ids from {low} to {high} are outside the vocabulary of "
-                f"{self.config.vocab_size}"
-            )
+    def _check_range(self, what: str, ids: Tensor, size: int | None) -> None:
+        """Ids beyond the vocabulary would wrap; on a GPU looking would cost a synchronisation."""
+        if ids.device.type != "cpu" or not ids.numel():
+            return
+        low, high = int(ids.min()), int(ids.max())
+        if low < -1 or high >= (size or 0):
+            raise UsageError(f"{what} from {low} to {high} are outside the vocabulary of {size}")
 
     def _project(self, rows: Tensor, shape: torch.Size) -> tuple[Tensor, Tensor]:
         keys_value = self.wkv(rows.flatten(-2)).unflatten(-1, (shape[-2] + 1, shape[-1]))

@@ -9,7 +9,7 @@ What is unusual, everything else is `transformers`' DeepSeek-V3 (MLA, DeepSeekMo
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, DynamicCache
 from transformers import initialization as init
 from transformers.masking_utils import create_causal_mask
 from transformers.modeling_outputs import MoeModelOutputWithPast
@@ -242,6 +242,9 @@ class EngramForCausalLM(EngramPreTrainedModel, DeepseekV3ForCausalLM):
         self.vocab_size = config.vocab_size
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         self.post_init()
+        if torch.get_default_dtype().itemsize == 2 and config.moe_intermediate_size % 8:
+            # grouped products of 16-bit weights need rows of a multiple of 16 bytes
+            self.set_experts_implementation("eager")
 
     @classmethod
     def from_pretrained(cls, *args, **kwargs):
@@ -255,6 +258,7 @@ class EngramForCausalLM(EngramPreTrainedModel, DeepseekV3ForCausalLM):
         """Give every memory this map [vocab] from raw to compressed ids."""
         for memory in self.model.memories:
             memory.set_compression(compression)
+            self.config.engram_compression_sha256 = memory.compression_sha256()
 
     def check_hash(self) -> None:
         """Compare stored multipliers, primes and compression with the config.
@@ -278,4 +282,5 @@ class EngramForCausalLM(EngramPreTrainedModel, DeepseekV3ForCausalLM):
 
 
 AutoConfig.register("engram", EngramConfig)
+AutoModel.register(EngramConfig, EngramModel)
 AutoModelForCausalLM.register(EngramConfig, EngramForCausalLM)

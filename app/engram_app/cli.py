@@ -42,6 +42,7 @@ app.command()(info.info)
 app.command()(doctor.doctor)
 app.command()(world.world)
 
+INTERRUPTED = 130
 QUIET = {  # bars and chatter of libraries; ours go to stderr, one at a time
     "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
@@ -58,6 +59,8 @@ def main() -> None:
         os.environ.setdefault(name, value)
     try:
         code = app(prog_name="engram", standalone_mode=False)
+        if code == INTERRUPTED:  # what typer makes of Ctrl-C
+            raise KeyboardInterrupt
     except (Exception, KeyboardInterrupt) as error:
         if os.environ.get("ENGRAM_DEBUG") == "1":
             raise
@@ -80,10 +83,7 @@ def explain(error: BaseException) -> tuple[str, int]:
     if isinstance(error, typer.TyperException):
         return _usage(error), error.exit_code
     if isinstance(error, KeyboardInterrupt | typer.Abort):
-        return "interrupted; what was done is kept", 130
-    if isinstance(error, BrokenPipeError):  # the reader of stdout has seen enough
-        sys.stdout = open(os.devnull, "w")  # noqa: SIM115  (else Python complains at exit)
-        return "", 1
+        return "interrupted; what was done is kept", INTERRUPTED
     if isinstance(error, MemoryError) or "out of memory" in str(error).lower():
         return "out of memory; use a smaller batch, fewer tokens or a shorter text", 1
     if isinstance(error, OSError):

@@ -23,7 +23,6 @@ class BalanceExperts(TrainerCallback):
         self.speed = speed
         self.routers = [m for m in model.modules() if isinstance(m, DeepseekV3TopkRouter)]
         self.loads: list[Tensor] = []
-        self.imbalance: float | None = None
 
     def on_train_begin(self, args, state, control, **kwargs):
         self.loads = [torch.zeros_like(router.e_score_correction_bias) for router in self.routers]

@@ -25,11 +25,14 @@ class EngramTrainer(Trainer):
     ) -> None:
         super().__init__(**kwargs)
         self.weight_decay = weight_decay
+        self.tokens_per_step = tokens_per_step
         self.remove_callback(PrinterCallback)
         balancing, gates = BalanceExperts(self.model, balance), WatchGates(self.model)
         self.watchers: tuple[BalanceExperts, WatchGates] = (balancing, gates)
-        for callback in (*self.watchers, Progress(tokens_per_step)):
+        for callback in self.watchers:
             self.add_callback(callback)
+        if self.is_world_process_zero():
+            self.add_callback(Progress(tokens_per_step))
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         if getattr(self, "optimizer", None) is None:

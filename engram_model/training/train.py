@@ -7,9 +7,11 @@ import shutil
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from engram_model.errors import CheckpointError, EngramError, UsageError
+from engram_model.errors import CheckpointError, CorpusError, EngramError, UsageError
 
 TRAINER = "trainer"  # sub-folder for what only a resumed run needs
+FREE = ("valid", "eval_every", "save_every", "log_every", "compile", "tokenizer")  # may change
+FULL = 2**20  # bytes left on a disk that count as none
 
 
 @dataclass(frozen=True)
@@ -73,14 +75,19 @@ def train(
         CorpusError: no readable corpus.
         EngramError: the loss is not finite, or the disk is full; the last checkpoint is kept.
     """
+    from accelerate import PartialState
+
     options, out = options or TrainOptions(), Path(out)
-    _check_out(out, resume)
-    out.mkdir(parents=True, exist_ok=True)
-    tokenizer = _tokenizer(options.tokenizer, data, preset, out)
-    trainer = _trainer(preset, data, out, options, tokenizer, overrides or {})
+    described = _describe(preset, data, options, overrides or {})
     with _one_line_errors(out):
+        with PartialState().main_process_first():  # it prepares; the others find all prepared
+            if PartialState().is_main_process:
+                _begin(out, described, resume)
+            tokenizer = _tokenizer(options.tokenizer, data, preset, out)
+            trainer = _trainer(preset, data, out, options, tokenizer, overrides or {})
         trainer.train(resume_from_checkpoint=last_complete(out) if resume else None)
-        _write(trainer, tokenizer, out, preset, data, options)
+        if PartialState().is_main_process:
+            _write(trainer, tokenizer, out, {**described, "resumed": resume})
     return out
 
 
@@ -96,11 +103,31 @@ def last_complete(out: Path) -> str | None:
     return max(found)[1] if found else None
 
 
-def _check_out(out: Path, resume: bool) -> None:
-    if resume and last_complete(out) is None:
+def _describe(preset: str, data: str, options: TrainOptions, overrides: dict) -> dict:
+    """What a run is; a resumed one must be the same but for what does not touch its losses."""
+    return {"preset": preset, "data": data, "overrides": overrides, "options": asdict(options)}
+
+
+def _begin(out: Path, described: dict, resume: bool) -> None:
+    """Check the folder, and write down what runs in it."""
+    record = out / TRAINER / "run.json"
+    if not resume:
+        if out.exists() and any(out.iterdir()):
+            raise UsageError(f"{out} is not empty: use --resume to go on, or give another folder")
+        record.parent.mkdir(parents=True)
+        record.write_text(json.dumps(described, indent=1))
+        return
+    if last_complete(out) is None or not record.exists():
         raise UsageError(f"{out} holds no complete checkpoint to resume from")
-    if not resume and out.exists() and any(out.iterdir()):
-        raise UsageError(f"{out} is not empty: use --resume to go on, or give another folder")
+    before, now = _flat(json.loads(record.read_text())), _flat(described)
+    changed = [name for name in now if name not in FREE and before.get(name) != now[name]]
+    if changed:
+        name = changed[0]
+        raise UsageError(f"{out} was begun with {name} {before.get(name)}, not {now[name]}")
+
+
+def _flat(described: dict) -> dict:
+    return {**described["options"], **{k: v for k, v in described.items() if k != "options"}}
 
 
 def _tokenizer(path: str | None, data: str, preset: str, out: Path):
@@ -176,8 +203,13 @@ def _trainer(preset, data, out: Path, options: TrainOptions, tokenizer, override
     valid = None
     if options.valid:
         valid = _blocks(options.valid, tokenizer, out, "valid", context, None)
-    world = int(os.environ.get("WORLD_SIZE", 1))
-    per_step = options.batch * options.accumulate * context * world
+    sequences = options.batch * options.accumulate * int(os.environ.get("WORLD_SIZE", 1))
+    per_step = sequences * context
+    if len(blocks) < sequences:
+        raise CorpusError(
+            f"the corpus has {len(blocks)} sequences of {context} tokens, fewer than the "
+            f"{sequences} of one step: use a smaller batch or context, or more text"
+        )
     cuda = torch.cuda.is_available()
     if options.compile:
         compile_mixing(model)
@@ -219,7 +251,7 @@ def _trainer(preset, data, out: Path, options: TrainOptions, tokenizer, override
     )
 
 
-def _write(trainer, tokenizer, out: Path, preset: str, data: str, options: TrainOptions) -> None:
+def _write(trainer, tokenizer, out: Path, described: dict) -> None:
     """Config, weights in bf16 shards under 15 MB (buffers as they are), tokenizer and log."""
     import torch
     from torch import nn
@@ -234,10 +266,9 @@ def _write(trainer, tokenizer, out: Path, preset: str, data: str, options: Train
     model.save_pretrained(out, state_dict=weights, max_shard_size="14MB")
     tokenizer.save_pretrained(out)
     log = {
-        "preset": preset,
-        "data": data,
+        **described,
+        "tokens_per_step": trainer.tokens_per_step,
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU",
-        "options": asdict(options),
         "history": trainer.state.log_history,
     }
     (out / "training_log.json").write_text(json.dumps(log, indent=1))
@@ -255,7 +286,7 @@ class _one_line_errors:
     def __exit__(self, kind, error, traceback) -> None:
         if error is None or isinstance(error, EngramError) or not isinstance(error, Exception):
             return
-        full = isinstance(error, OSError) or "No space left" in str(error)
+        full = isinstance(error, OSError) or _disk_full(self.out)  # torch's writer says neither
         memory = "out of memory" in str(error).lower()
         if not full and not memory:
             return
@@ -263,6 +294,12 @@ class _one_line_errors:
         for folder in (self.out / TRAINER).glob("checkpoint-*"):
             if kept is None or not (folder / "trainer_state.json").exists():
                 shutil.rmtree(folder, ignore_errors=True)
-        what = "out of memory" if memory else f"cannot write to {self.out}: {error}"
+        reason = str(error).splitlines()[0] if isinstance(error, OSError) else "the disk is full"
+        what = "out of memory" if memory else f"cannot write to {self.out}: {reason}"
         rest = f"resume from {Path(kept).name} with --resume" if kept else "no checkpoint was kept"
         raise EngramError(f"training stopped, {what}; {rest}") from error
+
+
+def _disk_full(out: Path) -> bool:
+    folder = next(place for place in (out, *out.absolute().parents) if place.exists())
+    return shutil.disk_usage(folder).free < FULL

@@ -254,7 +254,7 @@ def test_interrupted(engram, monkeypatch):
         raise KeyboardInterrupt
 
     monkeypatch.setattr("engram_app.commands.info.describe", stop)
-    assert engram("info", "memory")[0] == 130
+    assert engram("info", "memory") == (130, "", "engram: interrupted; what was done is kept\n")
 
 
 def test_debug_shows_where(engram, monkeypatch):

@@ -69,6 +69,33 @@ def test_missing_weights(copy):
 def test_damaged_config(copy):
     (copy / "config.json").write_text("{")
     refused(copy, "config.json is damaged")
+    (copy / "config.json").write_text("[]")
+    refused(copy, "holds a None model")
+
+
+@pytest.mark.parametrize("content", ["{", "{}", '{"weight_map": 3}'])
+def test_damaged_index(copy, content):
+    (copy / "model.safetensors.index.json").write_text(content)
+    refused(copy, "index.json is damaged")
+
+
+def test_weights_of_another_shape(copy):
+    edit(copy, "model.layers.0.engram.embed.weight", lambda tensor: tensor[:-1].contiguous())
+    refused(copy, "1 mismatched keys in the weights, first model.layers.0.engram.embed.weight")
+
+
+def test_tokenizer_without_its_special_tokens(copy):
+    (copy / "tokenizer_config.json").write_text("{}")
+    refused(copy, "the tokenizer's bos_token_id is None, the model's 0")
+
+
+@pytest.mark.parametrize("name", ["engram-nano", "moe-nano"])
+def test_bundled_models_run_in_bfloat16(name):
+    """A GPU's default; grouped products of 16-bit experts ask more of their widths."""
+    model, tokenizer = em.load(name, dtype=torch.bfloat16, device="cpu")
+    ids = torch.tensor([[tokenizer.bos_token_id, *tokenizer("The boat")["input_ids"]]])
+    with torch.no_grad():
+        assert model(ids).logits.isfinite().all()
 
 
 def test_another_kind_of_model(copy):
@@ -101,7 +128,7 @@ def edit(copy, name, change):
     save_file(weights, file, metadata={"format": "pt"})
 
 
-@pytest.mark.parametrize("constant", ["multipliers", "primes"])
+@pytest.mark.parametrize("constant", ["multipliers", "primes", "offsets"])
 def test_changed_hash_constants(copy, constant):
     edit(copy, f"model.layers.0.engram.{constant}", lambda tensor: tensor + 2)
     refused(copy, f"hash {constant} of layer 0 differ")

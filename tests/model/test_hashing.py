@@ -134,6 +134,14 @@ def test_hash_refuses_what_does_not_fit(change, message):
         NgramHasher(**{**given, **change})
 
 
+def test_hash_takes_any_array_of_integers():
+    ids = np.arange(9)[::-1]  # a view with a negative stride
+    ids.setflags(write=False)
+    assert np.array_equal(small_hasher().slots(ids, 1), small_hasher().slots(ids.tolist(), 1))
+    with pytest.raises(UsageError, match="give integers"):
+        small_hasher().slots(np.array([1.5]), 1)
+
+
 def test_hash_names_the_layers_that_have_a_memory():
     with pytest.raises(UsageError, match=r"layer 2 has no memory; layers with one: \[1, 3\]"):
         small_hasher().primes(2)

@@ -94,7 +94,7 @@ def test_memory_equals_the_public_demo(streams, order):
 
 def test_parameters_have_the_published_names_and_shapes():
     memory = EngramMemory(memory_config(), layer_id=1)
-    rows = memory.config.hasher().rows(1)
+    rows = memory.config.hasher(pad_id=0).rows(1)
     assert {name: tuple(weight.shape) for name, weight in memory.named_parameters()} == {
         "embed.weight": (rows, 6),
         "wkv.weight": (5 * 24, 4 * 6),
@@ -175,6 +175,14 @@ def test_tap_replaces_what_it_is_given():
     memory.tap = lambda name, tensor: tensor * 0 if name == "out" else tensor
     with torch.no_grad():
         assert torch.equal(memory(hidden, ids), torch.zeros(1, 8, 4, 24))
+
+
+def test_refuses_ids_beyond_the_compressed_vocabulary():
+    """Without a map, ids beyond the compressed size would wrap: never silently."""
+    memory = EngramMemory(memory_config(engram_compressed_vocab_size=10), layer_id=1)
+    memory(torch.zeros(1, 1, 4, 24), torch.tensor([[9]]))
+    with pytest.raises(UsageError, match="compressed ids from 10 to 10 are outside"):
+        memory(torch.zeros(1, 1, 4, 24), torch.tensor([[10]]))
 
 
 @pytest.mark.parametrize("bad", [120, -2])

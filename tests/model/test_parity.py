@@ -78,6 +78,29 @@ def test_generation_parity(model, ids, how, tokenizer):
         assert together[row, -6:].tolist() == alone[0, -6:].tolist()
 
 
+def test_cropped_cache_parity_without_convolution(make_model, ids):
+    model = make_model(2, engram_kernel_size=0)
+    cache = DynamicCache(config=model.config)
+    cache.activate_past_recording()
+    with torch.no_grad():
+        model(ids[:, :16], past_key_values=cache)
+        cache.crop(-6)
+        again = model(ids[:, 10:], past_key_values=cache).logits
+        assert (again - model(ids).logits[:, 10:]).abs().max() < 1e-4
+
+
+def test_forced_gate_leaves_padding_alone(model, ids, tokenizer, bridge):
+    padding = torch.full((2, 5), tokenizer.pad_token_id)
+    mask = torch.cat([torch.zeros_like(padding), torch.ones_like(ids)], 1)
+    hooks = [("blocks.2.engram.hook_gate", lambda gate, hook: gate * 0 + 1)]
+    with torch.no_grad():
+        alone = bridge.run_with_hooks(ids, fwd_hooks=hooks)
+        padded = bridge.run_with_hooks(
+            torch.cat([padding, ids], 1), attention_mask=mask, fwd_hooks=hooks
+        )
+    assert (padded[:, 5:] - alone).abs().max() < 1e-4
+
+
 def test_cropped_cache_parity(model, ids, logits):
     cache = DynamicCache(config=model.config)
     cache.activate_past_recording()
@@ -232,6 +255,15 @@ def test_attribution_parity(run, logits):
     top = logits[torch.arange(2), -1, target]
     assert torch.allclose(shares.sum(0), top, rtol=1e-5, atol=1e-5)
     assert shares[labels.index("2_engram_out")].abs().min() > 0
+
+
+def test_decomposition_parity_without_the_batch(bridge, ids, run):
+    with torch.no_grad():
+        _, single = bridge.run_with_cache(ids[:1], remove_batch_dim=True)
+    together = run[1].decompose_resid()[:, 0]
+    assert torch.allclose(single.decompose_resid(), together, atol=1e-5)
+    accumulated = run[1].accumulated_resid()[:, 0]
+    assert torch.allclose(single.accumulated_resid(), accumulated, atol=1e-5)
 
 
 def test_decompositions_by_kind(run):

@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -100,17 +101,27 @@ def test_killed_run_resumes_with_the_same_losses(corpus, unbroken, tmp_path):
     assert losses(out) == pytest.approx(losses(unbroken), abs=1e-6)
 
 
-def test_full_disk_keeps_the_last_checkpoint(corpus, tmp_path, monkeypatch):
-    out, save, calls = tmp_path / "run", torch.save, []
+@pytest.mark.parametrize(
+    "error, free",
+    [
+        (OSError(errno.ENOSPC, "No space left on device"), 10**9),
+        (RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos"), 0),
+    ],
+    ids=["python", "torch's writer"],
+)
+def test_full_disk_keeps_the_last_checkpoint(corpus, tmp_path, monkeypatch, error, free):
+    out, save = tmp_path / "run", torch.save
 
     def full_at_second_checkpoint(*args, **kwargs):
-        calls.append(args)
         if (out / "trainer" / "checkpoint-8").exists():
-            raise OSError(errno.ENOSPC, "No space left on device")
+            raise error
         return save(*args, **kwargs)
 
     monkeypatch.setattr(torch, "save", full_at_second_checkpoint)
-    with pytest.raises(EngramError, match=r"No space left.*resume from checkpoint-4") as caught:
+    usage = shutil.disk_usage(tmp_path)._replace(free=free)
+    monkeypatch.setattr("engram_model.training.train.shutil.disk_usage", lambda path: usage)
+    message = r"cannot write to .*(No space left|the disk is full).*resume from checkpoint-4"
+    with pytest.raises(EngramError, match=message) as caught:
         run(corpus, out)
     assert caught.value.exit_code == 1 and "\n" not in str(caught.value)
     assert [p.name for p in (out / "trainer").glob("checkpoint-*")] == ["checkpoint-4"]
@@ -129,6 +140,31 @@ def test_refuses_a_folder_that_holds_a_run(corpus, unbroken, tmp_path):
         run(corpus, unbroken)
     with pytest.raises(UsageError, match="no complete checkpoint to resume"):
         run(corpus, tmp_path / "nothing", resume=True)
+
+
+def test_resume_must_be_the_same_run(corpus, unbroken):
+    with pytest.raises(UsageError, match=r"was begun with lr 0.008, not 0.1"):
+        run(corpus, unbroken, resume=True, lr=0.1)
+
+
+def test_refuses_a_corpus_smaller_than_one_step(corpus, tmp_path):
+    with pytest.raises(CorpusError, match="fewer than the 100000 of one step"):
+        run(corpus, tmp_path / "run", batch=100_000)
+
+
+def test_balancing_moves_the_bias_against_the_load(make_model):
+    from engram_model.training.callbacks import BalanceExperts
+
+    model = make_model(1).train()
+    balance = BalanceExperts(model, speed=0.25)
+    balance.on_train_begin(None, None, None)
+    for load in balance.loads:
+        load += torch.tensor([9.0, 1.0, 4.0, 2.0])  # the mean is 4
+    balance.on_step_end(None, None, None)
+    for router in balance.routers:
+        assert router.e_score_correction_bias.tolist() == [-0.25, 0.25, 0.0, 0.25]
+    assert balance.statistics() == {"expert_load_max": 2.25, "expert_load_mean": 2.25}
+    balance.on_train_end(None, None, None)
 
 
 def test_half_written_checkpoint_is_passed_over(tmp_path):

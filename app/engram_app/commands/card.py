@@ -17,10 +17,13 @@ def card(
         list[str] | None,
         typer.Option(metavar="SPEC", help="Evaluate on this too, beside the world; repeatable."),
     ] = None,
+    about: Annotated[
+        str, typer.Option(help="A paragraph on the corpus: what it is, whose, its licence.")
+    ] = "",
 ) -> None:
     """Evaluate a checkpoint and write its README.md and card.json."""
     from engram_model.card import write_card
 
     with progress("evaluating", "tokens") as update:
-        write_card(checkpoint, tokens, tuple(data or ()), update)
+        write_card(checkpoint, tokens, tuple(data or ()), about, update)
     print_text(str(checkpoint / "README.md"))

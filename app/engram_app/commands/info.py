@@ -90,7 +90,7 @@ def _memory(config) -> dict[str, Any]:
     layers = list(config.engram_layer_ids)
     if not layers:
         return {"layers": []}
-    hasher = config.hasher()
+    hasher = config.hasher(pad_id=0)
     return {
         "layers": layers,
         "orders": list(range(2, config.engram_max_ngram_size + 1)),

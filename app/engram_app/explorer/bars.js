@@ -6,7 +6,12 @@ const cell = (tag, name, text) => {
   return made;
 };
 
+// Streamlit may call with older data after newer, when both arrive while the page loads.
+const latest = new WeakMap();
+
 export default function ({ data, parentElement }) {
+  if (data.drawn < latest.get(parentElement)) return;
+  latest.set(parentElement, data.drawn);
   const table = parentElement.querySelector("table");
   const head = document.createElement("tr");
   head.append(cell("th", "", "token"), cell("th", "", ""), cell("th", "number", "probability"));

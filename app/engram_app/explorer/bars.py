@@ -1,6 +1,7 @@
 """Likeliest next tokens as a table with bars: the first screen needs no plotting library."""
 
 import math
+import time
 from pathlib import Path
 
 import numpy as np
@@ -32,7 +33,7 @@ def next_tokens(gates: GateMap, position: int) -> None:
     if following is not None and not any(row["isTrue"] for row in rows):
         probability = math.exp(-float(gates.next_surprisal[position]))
         rows.append(_row(gates.tokens[position + 1], probability, True))
-    _bars(key="next", data={"name": "Next tokens", "rows": rows})
+    _bars(key="next", data={"drawn": time.time(), "name": "Next tokens", "rows": rows})
 
 
 def _following(gates: GateMap, position: int) -> int | None:

@@ -45,7 +45,12 @@ const button = (token, index, data, theme) => {
   return made;
 };
 
+// Streamlit may call with older data after newer, when both arrive while the page loads.
+const latest = new WeakMap();
+
 export default function ({ data, parentElement, setTriggerValue }) {
+  if (data.drawn < latest.get(parentElement)) return;
+  latest.set(parentElement, data.drawn);
   const root = parentElement.querySelector(".strip");
   const theme = isDark(root) ? "dark" : "light";
   const hadFocus = root.contains(parentElement.activeElement ?? null);

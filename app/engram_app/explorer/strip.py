@@ -1,5 +1,6 @@
 """The text as a row of coloured tokens; a click picks one."""
 
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -40,6 +41,7 @@ def token_strip(
         The position that was just clicked, if one was.
     """
     data = {
+        "drawn": time.time(),
         "name": f"Tokens, coloured by {quantity}",
         "title": scale.title,
         "low": f"{scale.low:.3g}",

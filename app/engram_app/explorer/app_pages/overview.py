@@ -28,7 +28,7 @@ def model_line(looking: Looking) -> None:
     config = model.config
     size = sum(weight.numel() for weight in model.parameters())
     layers = getattr(config, "engram_layer_ids", ())  # other causal models have none
-    rows = sum(config.hasher().rows(layer) for layer in layers)
+    rows = sum(config.hasher(pad_id=0).rows(layer) for layer in layers)
     streams = getattr(config, "hc_mult", 1)
     facts = [
         f"**{plain(looking.name)}**",
