@@ -73,9 +73,9 @@ def _figures(parts: list[Section]) -> str:
 
 @lru_cache(maxsize=1)
 def _plotly() -> str:
-    from plotly.offline import get_plotlyjs
+    from engram_probes.figures.script import plotly_js
 
-    return base64.b64encode(gzip.compress(get_plotlyjs().encode(), 9, mtime=0)).decode()
+    return base64.b64encode(gzip.compress(plotly_js().encode(), 9, mtime=0)).decode()
 
 
 def _about(report: dict[str, Any]) -> str:
