@@ -75,18 +75,20 @@ def train(
         CorpusError: no readable corpus.
         EngramError: the loss is not finite, or the disk is full; the last checkpoint is kept.
     """
+    import torch
     from accelerate import PartialState
 
     options, out = options or TrainOptions(), Path(out)
     described = _describe(preset, data, options, overrides or {})
+    processes = PartialState(cpu=not torch.cuda.is_available())
     with _one_line_errors(out):
-        with PartialState().main_process_first():  # it prepares; the others find all prepared
-            if PartialState().is_main_process:
+        with processes.main_process_first():  # it prepares; the others find all prepared
+            if processes.is_main_process:
                 _begin(out, described, resume)
             tokenizer = _tokenizer(options.tokenizer, data, preset, out)
             trainer = _trainer(preset, data, out, options, tokenizer, overrides or {})
         trainer.train(resume_from_checkpoint=last_complete(out) if resume else None)
-        if PartialState().is_main_process:
+        if processes.is_main_process:
             _write(trainer, tokenizer, out, {**described, "resumed": resume})
     return out
 

@@ -167,6 +167,30 @@ def test_balancing_moves_the_bias_against_the_load(make_model):
     balance.on_train_end(None, None, None)
 
 
+def test_two_processes_prepare_once_and_write_once(tmp_path):
+    """No token file and no tokenizer beforehand: the first process makes them for both."""
+    out, script = tmp_path / "run", tmp_path / "two.py"
+    fields = dict(tokens=2 * 2 * 2 * 64, context=64, batch=2, log_every=1)
+    script.write_text(KILLED)
+    launch = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc_per_node",
+        "2",
+    ]
+    arguments = [str(script), WORLD, str(out), repr(fields)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    ended = subprocess.run(
+        [*launch, *arguments], capture_output=True, text=True, timeout=240, env=environment
+    )
+    assert ended.returncode == 0, ended.stderr[-2000:]
+    log = json.loads((out / "training_log.json").read_text())
+    assert log["tokens_per_step"] == 2 * 2 * 64 and len(losses(out)) == 2
+    assert ended.stderr.count("step 1/2") == 1
+
+
 def test_half_written_checkpoint_is_passed_over(tmp_path):
     from engram_model.training.train import last_complete
 
