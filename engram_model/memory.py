@@ -83,9 +83,8 @@ class EngramMemory(nn.Module):
         if config.engram_kernel_size:
             self.conv = DepthwiseConv(streams * width, config.engram_kernel_size)
             self.conv_norm = StreamNorm(streams, width, config.engram_conv_norm_eps)
-        self.multipliers = nn.Buffer(torch.from_numpy(hasher.multipliers(layer_id)))
-        self.primes = nn.Buffer(torch.from_numpy(hasher.primes(layer_id).copy()))
-        self.offsets = nn.Buffer(torch.from_numpy(hasher.offsets(layer_id)))
+        for name, constant in self.hash_constants().items():
+            self.register_buffer(name, constant)
         self.compression = nn.Buffer(torch.arange(config.vocab_size, dtype=torch.int32))
         if compression is not None:
             self.set_compression(compression)
