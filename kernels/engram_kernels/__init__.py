@@ -6,12 +6,18 @@ value, score, gate, conv.
 
 # No file is named like a function of its own: importing the file would hide the function.
 _HOME = {
+    "collapse_head": "mixing",
     "gate": "gating",
     "gate_score": "gating",
+    "inject": "injection",
     "lookup": "gather",
+    "lookup_ngrams": "gather",
+    "mix_in": "mixing",
+    "mix_out": "mixing",
     "ngram_slots": "hashing",
     "rms_norm": "norm",
     "short_conv": "convolution",
+    "update_table": "table_update",
 }
 __all__ = list(_HOME)
 
