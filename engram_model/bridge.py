@@ -47,13 +47,21 @@ class MemoryBridge(GeneralizedComponent):
             if hook != "out":  # every component has that one
                 setattr(self, f"hook_{hook}", HookPoint())
 
-    def forward(self, hidden: Tensor, input_ids: Tensor, past_key_values=None) -> Tensor:
+    def forward(
+        self,
+        hidden: Tensor,
+        input_ids: Tensor,
+        past_key_values=None,
+        ahead=None,
+        residual: bool = False,
+    ) -> Tensor:
         memory = self.original_component
         memory.tap = lambda name, tensor: getattr(self, f"hook_{name}")(tensor)
         try:
-            return memory(self.hook_in(hidden), input_ids, past_key_values)
+            added = memory(self.hook_in(hidden), input_ids, past_key_values, ahead)
         finally:
             memory.tap = None
+        return hidden + added if residual else added
 
 
 class StreamBlockBridge(DeepseekV4BlockBridge, MLABlockBridge):
@@ -85,17 +93,12 @@ class EngramAdapter(DeepSeekV3ArchitectureAdapter):
         mapping["blocks"] = StreamBlockBridge(
             name="model.layers", config=self.cfg, submodules=submodules
         )
-        mapping["hc_head"] = GeneralizedComponent(
-            name="model.hc_head",
-            submodules={"input_norm": GeneralizedComponent(name="input_norm")},
-        )
+        mapping["hc_head"] = GeneralizedComponent(name="model.hc_head")
         return mapping
 
     def _mixing(self, name: str) -> DeepseekV4HyperConnectionBridge:
-        norm = GeneralizedComponent(name="input_norm")
-        return DeepseekV4HyperConnectionBridge(
-            name=name, config=self.cfg, submodules={"input_norm": norm}
-        )
+        # Without its norm: `mix_in` computes norm and projection in one, no hook would fire there.
+        return DeepseekV4HyperConnectionBridge(name=name, config=self.cfg)
 
     def prepare_model(self, hf_model: Any) -> None:
         super().prepare_model(hf_model)

@@ -53,6 +53,7 @@ def load(
     *,
     dtype: "torch.dtype | None" = None,
     device: "str | torch.device | None" = None,
+    table: str | None = None,
 ) -> tuple["EngramForCausalLM", "PreTrainedTokenizerFast"]:
     """Open a checkpoint for use: evaluation mode, weights and tokenizer checked.
 
@@ -61,6 +62,8 @@ def load(
         dtype: default float32 on a CPU (bfloat16 products are some 40 times slower there),
             bfloat16 on a GPU.
         device: default a GPU if there is one.
+        table: where the memory's tables are, "device", "host" or "file"; default: as the config
+            says in `engram_table`.
 
     Raises:
         CheckpointError: missing, damaged, not an Engram model, or with another tokenizer than the
@@ -87,6 +90,7 @@ def load(
                 ignore_mismatched_sizes=True,  # found and refused below, in one line
                 # TransformerLens runs eager attention: on a CPU both then give the same numbers
                 attn_implementation="eager" if place.type == "cpu" else None,
+                **({} if table is None else {"engram_table": table}),
             )
     except CheckpointError:
         raise

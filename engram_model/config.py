@@ -33,6 +33,8 @@ class EngramConfig(DeepseekV3Config):
         engram_bias: biases on the key and value projection (only the public demo has them).
         engram_norm_eps: of the norms of hidden and key.
         engram_conv_norm_eps: of the norm before the convolution.
+        engram_table: where the tables are: "device" with the other weights, "host" in pinned
+            memory, "file" in the checkpoint's mapped file; the latter two are only read.
         engram_compression_sha256: checksum of the compression map the weights were trained with.
         tokenizer_sha256: checksum of the vocabulary the weights were trained with.
     """
@@ -57,6 +59,7 @@ class EngramConfig(DeepseekV3Config):
     engram_bias: bool = False
     engram_norm_eps: float = 1e-20
     engram_conv_norm_eps: float = 1e-5
+    engram_table: Literal["device", "host", "file"] = "device"
     engram_compression_sha256: str | None = None
     tokenizer_sha256: str | None = None
     num_mtp_layers: int = 0

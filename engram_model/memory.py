@@ -19,30 +19,31 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from engram_kernels import gate, gate_score, lookup, ngram_slots, rms_norm, short_conv
+from engram_kernels import gate, gate_score, lookup, lookup_ngrams, ngram_slots
+from engram_kernels.injection import conv_of_window, conv_scale, inject, inject_after
+from engram_kernels.table_update import keeps_row_gradients, record
+from engram_model.backend import DEFAULT, choose_backend
 from engram_model.compression import compression_sha256
 from engram_model.config import EngramConfig
 from engram_model.errors import UsageError
+from engram_model.offload import HostEmbedding, Pending
 
 Tap = Callable[[str, Tensor], Tensor]
+Ahead = tuple[Tensor, Pending]  # slots, and their rows
 HOOKS = ("slots", "rows", "key", "value", "score", "gate", "conv", "out")
 IDS_STATE, CONV_STATE = 0, 1  # indices of the two histories in a layer's cache
 
 
 class StreamNorm(nn.Module):
-    """RMSNorm with one weight per stream: [.., M, d] -> [.., M, d] float32."""
+    """Weights of the norm before the convolution, [M, d]; the arithmetic is `conv_scale`."""
 
-    def __init__(self, streams: int, width: int, eps: float) -> None:
+    def __init__(self, streams: int, width: int) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.ones(streams, width))
-        self.eps = eps
-
-    def forward(self, x: Tensor) -> Tensor:
-        return rms_norm(x, self.weight, self.eps)
 
 
 class DepthwiseConv(nn.Module):
-    """Weights of the short convolution, [M*d, 1, k]; the arithmetic is `short_conv`."""
+    """Weights of the short convolution, [M*d, 1, k]; the arithmetic is `conv_of_window`."""
 
     def __init__(self, channels: int, kernel_size: int) -> None:
         super().__init__()
@@ -58,7 +59,10 @@ class EngramMemory(nn.Module):
 
     Attributes:
         tap: called with each intermediate's name (see `HOOKS`) and tensor; what it returns is used
-            instead. None: not called.
+            instead. None: not called. Only the plain operations have all intermediates.
+        backend: "auto" (Triton kernels on a GPU unless something listens), "torch" or "triton".
+        used: the backend of the last call, "torch" or "triton".
+        gates: [batch, positions, M] of the last call if `keep_gates`, without gradient.
 
     Args:
         config: the model's.
@@ -73,16 +77,20 @@ class EngramMemory(nn.Module):
         self.config = config
         self.layer_id = layer_id
         self.tap: Tap | None = None
+        self.backend: str = DEFAULT
+        self.used: str | None = None
+        self.keep_gates = False
+        self.gates: Tensor | None = None
         hasher = config.hasher(pad_id=0)
         streams, width = config.hc_mult, config.hidden_size
         looked_up = config.engram_columns * config.engram_head_dim
-        self.embed = nn.Embedding(hasher.rows(layer_id), config.engram_head_dim)
+        self.embed = _new_table(config, hasher.rows(layer_id))
         self.wkv = nn.Linear(looked_up, (streams + 1) * width, bias=config.engram_bias)
         self.q_weight = nn.Parameter(torch.ones(streams, width))
         self.k_weight = nn.Parameter(torch.ones(streams, width))
         if config.engram_kernel_size:
             self.conv = DepthwiseConv(streams * width, config.engram_kernel_size)
-            self.conv_norm = StreamNorm(streams, width, config.engram_conv_norm_eps)
+            self.conv_norm = StreamNorm(streams, width)
         for name, constant in self.hash_constants().items():
             self.register_buffer(name, constant)
         self.compression = nn.Buffer(torch.arange(config.vocab_size, dtype=torch.int32))
@@ -117,36 +125,97 @@ class EngramMemory(nn.Module):
     def compression_sha256(self) -> str:
         return compression_sha256(self.compression.cpu().numpy())
 
-    def forward(self, hidden: Tensor, input_ids: Tensor, past_key_values=None) -> Tensor:
-        """What the memory adds to the residual streams.
+    def look_ahead(self, input_ids: Tensor, past_key_values=None) -> Ahead | None:
+        """Slots of these ids and their rows under way, for `forward`; None: nothing to fetch."""
+        if not isinstance(self.embed, HostEmbedding):
+            return None
+        slots = self._slots(input_ids, past_key_values)
+        return slots, self.embed.prefetch(slots)
+
+    def forward(
+        self,
+        hidden: Tensor,
+        input_ids: Tensor,
+        past_key_values=None,
+        ahead: Ahead | None = None,
+        residual: bool = False,
+    ) -> Tensor:
+        """What the memory adds to the residual streams, or with `residual` the streams after it.
 
         Args:
             hidden: [batch, positions, M, d].
             input_ids: [batch, positions] raw ids; -1 marks a position without text, which adds
                 nothing and cuts every n-gram that reaches back over it.
             past_key_values: a transformers cache that holds this layer's history, updated here.
+            ahead: what `look_ahead` gave for the same ids; it has updated the history of ids.
+            residual: add to `hidden` in the same kernel.
 
         Returns:
             [batch, positions, M, d] in the dtype of `hidden`.
         """
+        listening = self.tap is not None
+        why_plain = "something listens to the memory's intermediates" if listening else None
+        if past_key_values is not None and torch.is_grad_enabled() and hidden.requires_grad:
+            why_plain = "the kernels have no gradient through a cache"
+        self.used = choose_backend(self.backend, why_plain, hidden, self.wkv.weight)
+        run = self._fused if self.used == "triton" else self._plain
+        out, gates = run(hidden, input_ids, past_key_values, ahead, residual)
+        if self.keep_gates:
+            self.gates = gates.detach()
+        return out
+
+    def _fused(self, hidden, input_ids, cache, ahead, residual) -> tuple[Tensor, Tensor]:
+        """Lookup, product, gate and convolution as four kernels, five with a cache."""
         config = self.config
-        slots = self._tap("slots", self._slots(input_ids, past_key_values))
-        rows = self._tap("rows", lookup(self.embed.weight, slots))
+        rows = self._fused_rows(input_ids, cache, ahead)
+        keys_value = self.wkv(rows.flatten(-2)).unflatten(-1, (config.hc_mult + 1, -1))
+        weights = (hidden, keys_value, self.q_weight, self.k_weight)
+        settings = dict(
+            dilation=config.engram_dilation,
+            eps=config.engram_norm_eps,
+            conv_eps=config.engram_conv_norm_eps,
+            form=config.engram_gate,
+            zero=config.engram_gate_zero,
+            residual=residual,
+        )
+        if not config.engram_kernel_size:
+            return inject(*weights, None, None, input_ids, **settings, backend="triton")
+        conv = (self.conv.weight, self.conv_norm.weight)
+        if cache is None:
+            return inject(*weights, *conv, input_ids, **settings, backend="triton")
+        return inject_after(*weights, *conv, input_ids, self._remember(cache), **settings)
+
+    def _fused_rows(self, input_ids: Tensor, cache, ahead: Ahead | None) -> Tensor:
+        if cache is not None or ahead is not None or isinstance(self.embed, HostEmbedding):
+            slots, pending = ahead or (self._slots(input_ids, cache), None)
+            return self._rows(slots, slots, pending)
+        pad = self.compression[self.config.engram_pad_token_id].reshape(1)
+        constants = (self.compression, self.multipliers, self.primes, self.offsets, pad)
+        table = self._table()
+        rows, slots = lookup_ngrams(table, input_ids, *constants, backend="triton")
+        return self._recorded(rows, slots)
+
+    def _plain(self, hidden, input_ids, cache, ahead, residual) -> tuple[Tensor, Tensor]:
+        """The same step by step, every intermediate offered to `tap`."""
+        config = self.config
+        slots, pending = ahead or (self._slots(input_ids, cache), None)
+        rows = self._tap("rows", self._rows(self._tap("slots", slots), slots, pending))
         key, value = self._project(rows, hidden.shape)
         key, value = self._tap("key", key), self._tap("value", value)
         text = (input_ids >= 0)[..., None]
         score = gate_score(hidden, key, self.q_weight, self.k_weight, config.engram_norm_eps)
         gates = gate(self._tap("score", score), config.engram_gate, config.engram_gate_zero)
         gates = self._tap("gate", gates * text) * text  # a hook must not open what has no text
-        gated = gates.unsqueeze(-1) * value.unsqueeze(-2).float()
-        out = gated
+        out = gates.unsqueeze(-1) * value.unsqueeze(-2).float()
         if config.engram_kernel_size:
-            conv = self._conv(gated, past_key_values) * text.unsqueeze(-1)
-            out = gated + self._tap("conv", conv)
+            conv = self._conv(value, gates, cache) * text.unsqueeze(-1)
+            out = out + self._tap("conv", conv)
         out = out.to(hidden.dtype)
         if config.hc_mult == 1:  # one stream is a plain residual to whoever listens
-            return self._tap("out", out.squeeze(-2)).unsqueeze(-2)
-        return self._tap("out", out)
+            out = self._tap("out", out.squeeze(-2)).unsqueeze(-2)
+        else:
+            out = self._tap("out", out)
+        return (hidden + out if residual else out), gates
 
     def _tap(self, name: str, tensor: Tensor) -> Tensor:
         return tensor if self.tap is None else self.tap(name, tensor)
@@ -160,7 +229,28 @@ class EngramMemory(nn.Module):
         history = config.engram_max_ngram_size - 1
         window = _with_past(ids + 1, history, cache, self.layer_id, IDS_STATE) - 1
         pad_id = self.compression[config.engram_pad_token_id].long()
-        return ngram_slots(window, self.multipliers, self.primes, self.offsets, pad_id)
+        constants = (self.multipliers, self.primes, self.offsets, pad_id)
+        return ngram_slots(window, *constants, backend=self.used or "torch")
+
+    def _rows(self, slots: Tensor, ahead: Tensor, pending: Pending | None) -> Tensor:
+        """Rows of `slots`: those under way, unless a tap gave other slots than were fetched."""
+        if not isinstance(self.embed, HostEmbedding):
+            rows = lookup(self._table(), slots, backend=self.used or "auto")
+            return self._recorded(rows, slots)
+        rows = self.embed(slots) if pending is None or slots is not ahead else pending.wait()
+        return rows.to(self.wkv.weight.dtype)
+
+    def _table(self) -> Tensor:
+        """The table, out of autograd's sight if an optimiser takes its gradients by rows."""
+        weight = self.embed.weight
+        return weight.detach() if keeps_row_gradients(weight) else weight
+
+    def _recorded(self, rows: Tensor, slots: Tensor) -> Tensor:
+        """Rows whose gradients go to the table's optimiser, if it takes them by rows."""
+        weight = self.embed.weight
+        if keeps_row_gradients(weight) and torch.is_grad_enabled():
+            rows.requires_grad_().register_hook(lambda grad: record(weight, slots, grad))
+        return rows
 
     def _check_range(self, what: str, ids: Tensor, size: int | None) -> None:
         """Ids beyond the vocabulary would wrap; on a GPU looking would cost a synchronisation."""
@@ -174,12 +264,29 @@ class EngramMemory(nn.Module):
         keys_value = self.wkv(rows.flatten(-2)).unflatten(-1, (shape[-2] + 1, shape[-1]))
         return keys_value[..., :-1, :], keys_value[..., -1, :]
 
-    def _conv(self, gated: Tensor, cache) -> Tensor:
+    def _conv(self, value: Tensor, gates: Tensor, cache) -> Tensor:
         config = self.config
-        channels = self.conv_norm(gated).flatten(-2).transpose(1, 2)
-        window = _with_past(channels, config.engram_conv_window, cache, self.layer_id, CONV_STATE)
-        conv = short_conv(window, self.conv.weight, config.engram_dilation)
-        return conv.transpose(1, 2).unflatten(-1, gated.shape[-2:])
+        scale = conv_scale(gates, value, config.engram_conv_norm_eps)
+        window = self._remember(cache)(torch.cat([value.float(), scale], -1))
+        value, scale = window.split([config.hidden_size, config.hc_mult], -1)
+        weights = (self.conv.weight, self.conv_norm.weight)
+        return conv_of_window(value, scale, *weights, config.engram_dilation or 1)
+
+    def _remember(self, cache) -> Callable[[Tensor], Tensor]:
+        """What the convolution reads, [batch, positions, d + M], behind its predecessors'."""
+        length = self.config.engram_conv_window
+
+        def remember(read: Tensor) -> Tensor:
+            channels = read.transpose(1, 2)
+            return _with_past(channels, length, cache, self.layer_id, CONV_STATE).transpose(1, 2)
+
+        return remember
+
+
+def _new_table(config: EngramConfig, rows: int) -> nn.Embedding:
+    if config.engram_table == "device":
+        return nn.Embedding(rows, config.engram_head_dim)
+    return HostEmbedding(rows, config.engram_head_dim, mapped=config.engram_table == "file")
 
 
 def _with_past(new: Tensor, length: int, cache, layer_id: int, state: int) -> Tensor:

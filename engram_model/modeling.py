@@ -29,9 +29,45 @@ from transformers.models.deepseek_v4.modeling_deepseek_v4 import (
 from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
+from engram_kernels import collapse_head, mix_in, mix_out
+from engram_model.backend import DEFAULT, choose_backend, set_backend
 from engram_model.config import EngramConfig
 from engram_model.errors import CheckpointError, UsageError
-from engram_model.memory import EngramMemory
+from engram_model.memory import Ahead, EngramMemory
+
+
+class StreamMixing(DeepseekV4HyperConnection):
+    """How a block reads several streams: DeepSeek-V4's parameters, computed by `mix_in`.
+
+    Attributes:
+        backend, used: what is asked for and what the last call ran, see `engram_model.backend`.
+    """
+
+    def __init__(self, config: EngramConfig) -> None:
+        super().__init__(config)
+        self.backend: str = DEFAULT
+        self.used: str | None = None
+
+    def forward(self, hidden_streams: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """[batch, positions, M, d] -> post [.., M], comb [.., M, M], float32; collapse [.., d]."""
+        self.used = choose_backend(self.backend, None, hidden_streams, self.fn)
+        settings = self.hc_sinkhorn_iters, self.hc_eps, self.input_norm.eps
+        return mix_in(hidden_streams, self.fn, self.base, self.scale, *settings, backend=self.used)
+
+
+class StreamHead(DeepseekV4HyperHead):
+    """How the model's end reads several streams; attributes as `StreamMixing`'s."""
+
+    def __init__(self, config: EngramConfig) -> None:
+        super().__init__(config)
+        self.backend: str = DEFAULT
+        self.used: str | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[batch, positions, M, d] -> [batch, positions, d]."""
+        self.used = choose_backend(self.backend, None, x, self.hc_fn)
+        weights = self.hc_fn, self.hc_base, self.hc_scale
+        return collapse_head(x, *weights, self.eps, self.input_norm.eps, backend=self.used)
 
 
 class EngramDecoderLayer(DeepseekV3DecoderLayer):
@@ -42,13 +78,20 @@ class EngramDecoderLayer(DeepseekV3DecoderLayer):
         has_memory = layer_idx in config.engram_layer_ids
         self.engram = EngramMemory(config, layer_idx) if has_memory else None
         streams = config.hc_mult > 1
-        self.attn_hc = DeepseekV4HyperConnection(config) if streams else None
-        self.ffn_hc = DeepseekV4HyperConnection(config) if streams else None
+        self.attn_hc = StreamMixing(config) if streams else None
+        self.ffn_hc = StreamMixing(config) if streams else None
 
-    def forward(self, hidden_states: Tensor, memory_ids: Tensor | None = None, **kwargs) -> Tensor:
+    def forward(
+        self,
+        hidden_states: Tensor,
+        memory_ids: Tensor | None = None,
+        memory_ahead: dict[int, Ahead | None] | None = None,
+        **kwargs,
+    ) -> Tensor:
         """hidden_states: [batch, positions, M, d], or [batch, positions, d] for one stream."""
         if self.engram is not None:
-            hidden_states = hidden_states + self._recall(hidden_states, memory_ids, kwargs)
+            ahead = (memory_ahead or {}).get(self.engram.layer_id)
+            hidden_states = self._recall(hidden_states, memory_ids, ahead, kwargs)
         hidden_states = _site(
             hidden_states,
             self.attn_hc,
@@ -58,12 +101,15 @@ class EngramDecoderLayer(DeepseekV3DecoderLayer):
             hidden_states, self.ffn_hc, lambda x: self.mlp(self.post_attention_layernorm(x))
         )
 
-    def _recall(self, hidden: Tensor, ids: Tensor | None, kwargs: dict) -> Tensor:
+    def _recall(
+        self, hidden: Tensor, ids: Tensor | None, ahead: Ahead | None, kwargs: dict
+    ) -> Tensor:
+        """The streams with what the memory adds."""
         assert self.engram is not None
-        cache = kwargs.get("past_key_values")
+        given = (ids, kwargs.get("past_key_values"), ahead, True)
         if hidden.ndim == 4:
-            return self.engram(hidden, ids, cache)
-        return self.engram(hidden.unsqueeze(2), ids, cache).squeeze(2)
+            return self.engram(hidden, *given)
+        return self.engram(hidden.unsqueeze(2), *given).squeeze(2)
 
 
 def _site(streams: Tensor, mixing: nn.Module | None, block) -> Tensor:
@@ -71,9 +117,7 @@ def _site(streams: Tensor, mixing: nn.Module | None, block) -> Tensor:
     if mixing is None:
         return streams + block(streams)
     post, comb, collapsed = mixing(streams)
-    post, comb = post.to(streams.dtype), comb.to(streams.dtype)
-    out = block(collapsed)
-    return post.unsqueeze(-1) * out.unsqueeze(-2) + comb.transpose(-1, -2) @ streams
+    return mix_out(streams, block(collapsed), post, comb, backend=mixing.used)
 
 
 class EngramPreTrainedModel(DeepseekV3PreTrainedModel):
@@ -133,7 +177,7 @@ class EngramModel(EngramPreTrainedModel):
         self.layers = nn.ModuleList(
             EngramDecoderLayer(config, layer) for layer in range(config.num_hidden_layers)
         )
-        self.hc_head = DeepseekV4HyperHead(config) if config.hc_mult > 1 else None
+        self.hc_head = StreamHead(config) if config.hc_mult > 1 else None
         self.norm = DeepseekV3RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
         self.rotary_emb = DeepseekV3RotaryEmbedding(config=config)
         self.gradient_checkpointing = False
@@ -185,12 +229,15 @@ class EngramModel(EngramPreTrainedModel):
         causal_mask, text_mask = self._masks(
             attention_mask, inputs_embeds, past_key_values, position_ids
         )
+        memory_ids = _text_only(ids, text_mask)
+        memory_ahead = self._look_ahead(memory_ids, past_key_values)
         position_embeddings = self.rotary_emb(inputs_embeds, position_ids)
         hidden_states = self.expand(inputs_embeds)
         for layer in self.layers:
             hidden_states = layer(
                 hidden_states,
-                memory_ids=_text_only(ids, text_mask),
+                memory_ids=memory_ids,
+                memory_ahead=memory_ahead,
                 position_embeddings=position_embeddings,
                 attention_mask=causal_mask,
                 position_ids=position_ids,
@@ -202,6 +249,12 @@ class EngramModel(EngramPreTrainedModel):
         return MoeModelOutputWithPast(
             last_hidden_state=hidden_states, past_key_values=past_key_values
         )
+
+    def _look_ahead(self, ids: Tensor | None, cache) -> dict[int, Ahead | None]:
+        """Start to fetch the rows of all memories whose tables are not on the device."""
+        if self.config.engram_table == "device":
+            return {}
+        return {memory.layer_id: memory.look_ahead(ids, cache) for memory in self.memories}
 
     def _masks(self, mask, embeddings, cache, position_ids):
         """4-D causal mask, and the 2-D mask of real tokens; generate may have made both."""
@@ -253,6 +306,10 @@ class EngramForCausalLM(EngramPreTrainedModel, DeepseekV3ForCausalLM):
         model = loaded[0] if isinstance(loaded, tuple) else loaded
         model.check_hash()
         return loaded
+
+    def set_backend(self, backend: str) -> None:
+        """Run memories and streams with "auto", "torch" or "triton", see `engram_model.backend`."""
+        set_backend(self, backend)
 
     def set_compression(self, compression) -> None:
         """Give every memory this map [vocab] from raw to compressed ids."""

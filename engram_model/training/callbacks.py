@@ -68,34 +68,26 @@ class BalanceExperts(TrainerCallback):
 
 
 class WatchGates(TrainerCallback):
-    """Keeps the last gates of each memory, for the log."""
+    """Has each memory keep its last gates, for the log."""
 
     def __init__(self, model: nn.Module) -> None:
         self.memories = [m for m in model.modules() if isinstance(m, EngramMemory)]
-        self.gates: dict[int, Tensor] = {}
 
     def on_train_begin(self, args, state, control, **kwargs):
         for memory in self.memories:
-            memory.tap = self._keeper(memory.layer_id)
-
-    def _keeper(self, layer_id: int):
-        def keep(name: str, tensor: Tensor) -> Tensor:
-            if name == "gate":
-                self.gates[layer_id] = tensor.detach()
-            return tensor
-
-        return keep
+            memory.keep_gates = True
 
     def on_train_end(self, args, state, control, **kwargs):
         for memory in self.memories:
-            memory.tap = None
+            memory.keep_gates, memory.gates = False, None
 
     def statistics(self) -> dict[str, float]:
         """Mean and standard deviation of each layer's gates in the last batch."""
         named = {}
-        for layer_id, gates in self.gates.items():
-            named[f"gate_mean_{layer_id}"] = round(float(gates.mean()), 4)
-            named[f"gate_std_{layer_id}"] = round(float(gates.std()), 4)
+        for memory in self.memories:
+            if memory.gates is not None:
+                named[f"gate_mean_{memory.layer_id}"] = round(float(memory.gates.mean()), 4)
+                named[f"gate_std_{memory.layer_id}"] = round(float(memory.gates.std()), 4)
         return named
 
 

@@ -1,18 +1,13 @@
 """transformers' Trainer with our optimiser, expert balancing and log."""
 
 import math
-from collections.abc import Callable
-from types import MethodType
 
 import torch
 from torch import nn
 from transformers import PrinterCallback, Trainer
-from transformers.models.deepseek_v4.modeling_deepseek_v4 import (
-    DeepseekV4HyperConnection,
-    DeepseekV4HyperHead,
-)
 
 from engram_model.errors import EngramError
+from engram_model.memory import EngramMemory
 from engram_model.training.callbacks import BalanceExperts, Progress, WatchGates
 from engram_model.training.optimizer import MuonAdamW
 
@@ -25,6 +20,13 @@ class EngramTrainer(Trainer):
     ) -> None:
         super().__init__(**kwargs)
         self.weight_decay = weight_decay
+        # The tables' gradients go to their optimiser by rows, which exchanges them itself.
+        tables = [
+            f"{name}.embed.weight"
+            for name, module in self.model.named_modules()
+            if isinstance(module, EngramMemory)
+        ]
+        self.model._ddp_params_and_buffers_to_ignore = tables
         self.tokens_per_step = tokens_per_step
         self.remove_callback(PrinterCallback)
         balancing, gates = BalanceExperts(self.model, balance), WatchGates(self.model)
@@ -41,6 +43,11 @@ class EngramTrainer(Trainer):
             )
         return self.optimizer
 
+    def _clip_grad_norm(self, model: nn.Module):
+        """Trainer's own sees no gradient of the tables."""
+        optimizer = getattr(self.optimizer, "optimizer", self.optimizer)
+        return optimizer.clip_grad_norm_(self.args.max_grad_norm)
+
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if not math.isfinite(logs.get("loss", 0.0)):
             raise EngramError(
@@ -51,19 +58,3 @@ class EngramTrainer(Trainer):
             for watcher in self.watchers:
                 logs.update(watcher.statistics())
         super().log(logs, start_time)
-
-
-def compile_mixing(model: nn.Module) -> None:
-    """Compile the coefficients of the stream mixing: some 80 tiny operations a site become one."""
-    for module in model.modules():
-        if isinstance(module, (DeepseekV4HyperConnection, DeepseekV4HyperHead)):
-            module.forward = MethodType(_compiled(type(module)), module)
-
-
-_COMPILED: dict[type[nn.Module], Callable] = {}
-
-
-def _compiled(kind: type[nn.Module]):
-    if kind not in _COMPILED:
-        _COMPILED[kind] = torch.compile(kind.forward, dynamic=False)
-    return _COMPILED[kind]

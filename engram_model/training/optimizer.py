@@ -1,8 +1,9 @@
 """One optimiser for the whole model: Muon for matrices, Adam for everything else.
 
-- 2-D matrices of the blocks (attention, MLPs, the memory's projection): `torch.optim.Muon`.
-- stacked experts [experts, out, in]: Muon that orthogonalises each expert's slice.
-- the memory's tables: Adam at `TABLE_LR` times the learning rate, no decay (paper, table 5).
+- 2-D matrices of the blocks (attention, MLPs, the memory's projection), and each expert's slice of
+  the stacked experts [experts, out, in]: Muon.
+- the memory's tables: Adam at `TABLE_LR` times the learning rate, no decay (paper, table 5), of the
+  rows that were looked up: `TableAdam`.
 - embedding, head, router, norms, convolution and stream mixing: AdamW, decay on none of them.
 
 Muon's step is scaled to AdamW's root mean square (`match_rms_adamw`), so one rate serves all.
@@ -10,6 +11,8 @@ Muon's step is scaled to AdamW's root mean square (`match_rms_adamw`), so one ra
 
 import torch
 from torch import Tensor, nn
+
+from engram_model.training.table import TableAdam
 
 TABLE_LR = 5.0
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
@@ -36,10 +39,11 @@ def orthogonalise(stack: Tensor, steps: int = NEWTON_SCHULZ_STEPS) -> Tensor:
 
 
 class StackedMuon(torch.optim.Optimizer):
-    """Muon for parameters [experts, out, in]: every expert's matrix is its own slice.
+    """Muon that orthogonalises many matrices at once: a few large products instead of many small.
 
-    `torch.optim.Muon` takes 2-D parameters only. Same update: Nesterov momentum, Newton-Schulz,
-    decoupled decay, step scaled by 0.2 * sqrt(max(out, in)).
+    Parameters [out, in], and [experts, out, in], where every expert's matrix is its own. The same
+    update as `torch.optim.Muon`, which takes one matrix at a time: Nesterov momentum,
+    Newton-Schulz, decoupled decay, step scaled by 0.2 * sqrt(max(out, in)).
     """
 
     def __init__(
@@ -50,20 +54,29 @@ class StackedMuon(torch.optim.Optimizer):
     @torch.no_grad()
     def step(self, closure=None):
         for group in self.param_groups:
+            shapes: dict[torch.Size, list[Tensor]] = {}
             for parameter in group["params"]:
                 if parameter.grad is not None:
-                    self._update(parameter, group)
+                    shapes.setdefault(parameter.shape, []).append(parameter)
+            for parameters in shapes.values():
+                self._update(parameters, group)
 
-    def _update(self, parameter: Tensor, group: dict) -> None:
+    def _update(self, parameters: list[Tensor], group: dict) -> None:
+        """Parameters of one shape."""
+        grads = [parameter.grad for parameter in parameters]
+        momenta = [self._momentum(parameter) for parameter in parameters]
+        torch._foreach_lerp_(momenta, grads, 1 - group["momentum"])
+        nesterov = torch._foreach_lerp(grads, momenta, group["momentum"])
+        updates = orthogonalise(torch.stack(nesterov)).to(parameters[0].dtype)
+        scale = 0.2 * max(parameters[0].shape[-2:]) ** 0.5
+        torch._foreach_mul_(parameters, 1 - group["lr"] * group["weight_decay"])
+        torch._foreach_add_(parameters, updates.unbind(), alpha=-group["lr"] * scale)
+
+    def _momentum(self, parameter: Tensor) -> Tensor:
         state = self.state[parameter]
         if "momentum_buffer" not in state:
             state["momentum_buffer"] = torch.zeros_like(parameter.grad)
-        momentum, grad = state["momentum_buffer"], parameter.grad
-        momentum.lerp_(grad, 1 - group["momentum"])
-        update = orthogonalise(grad.lerp(momentum, group["momentum"]))
-        scale = 0.2 * max(parameter.shape[-2:]) ** 0.5
-        parameter.mul_(1 - group["lr"] * group["weight_decay"])
-        parameter.add_(update.to(parameter.dtype), alpha=-group["lr"] * scale)
+        return state["momentum_buffer"]
 
 
 class MuonAdamW(torch.optim.Optimizer):
@@ -71,19 +84,13 @@ class MuonAdamW(torch.optim.Optimizer):
 
     def __init__(self, model: nn.Module, lr: float, weight_decay: float = 0.1) -> None:
         groups = parameter_groups(model)
-        adam = dict(lr=lr, betas=(0.9, 0.95), eps=1e-10, weight_decay=0.0)
-        adam_groups: list[dict] = [
-            {"params": groups["other"]},
-            {"params": groups["table"], "lr": lr * TABLE_LR},
-        ]
+        betas, eps = (0.9, 0.95), 1e-10
         self.parts: list[torch.optim.Optimizer] = [
-            torch.optim.Muon(
-                groups["matrix"], lr=lr, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw"
-            ),
-            torch.optim.AdamW([group for group in adam_groups if group["params"]], **adam),
+            StackedMuon(groups["matrix"] + groups["experts"], lr=lr, weight_decay=weight_decay),
+            torch.optim.AdamW(groups["other"], lr, betas, eps, weight_decay=0.0),
         ]
-        if groups["experts"]:
-            self.parts.insert(1, StackedMuon(groups["experts"], lr=lr, weight_decay=weight_decay))
+        if groups["table"]:
+            self.parts.append(TableAdam(groups["table"], lr * TABLE_LR, betas, eps))
         super().__init__([p for part in groups.values() for p in part], {"lr": lr})
         self._share_groups()
 
@@ -95,6 +102,26 @@ class MuonAdamW(torch.optim.Optimizer):
     def step(self, closure=None):
         for part in self.parts:
             part.step()
+
+    @torch.no_grad()
+    def clip_grad_norm_(self, max_norm: float) -> Tensor:
+        """Scale all gradients, those of table rows too, to a common norm of at most `max_norm`.
+
+        Returns:
+            [] float32, the norm before.
+        """
+        weights = [weight for group in self.param_groups for weight in group["params"]]
+        gradients = [weight.grad for weight in weights if weight.grad is not None]
+        squares = [torch.nn.utils.get_total_norm(gradients).square()]
+        tables = [part for part in self.parts if isinstance(part, TableAdam)]
+        for part in tables:
+            square = part.grad_norm_squared()
+            squares += [] if square is None else [square]
+        norm = torch.stack(squares).sum().sqrt()
+        torch.nn.utils.clip_grads_with_norm_(weights, max_norm, norm)
+        for part in tables:
+            part.scale = (max_norm / (norm + 1e-6)).clamp(max=1.0)  # as torch's
+        return norm
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         for part in self.parts:

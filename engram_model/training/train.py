@@ -10,7 +10,7 @@ from pathlib import Path
 from engram_model.errors import CheckpointError, CorpusError, EngramError, UsageError
 
 TRAINER = "trainer"  # sub-folder for what only a resumed run needs
-FREE = ("valid", "eval_every", "save_every", "log_every", "compile", "tokenizer")  # may change
+FREE = ("valid", "eval_every", "save_every", "log_every", "tokenizer")  # may change
 FULL = 2**20  # bytes left on a disk that count as none
 
 
@@ -28,7 +28,6 @@ class TrainOptions:
         valid: corpus for the validation loss (None: none).
         tokenizer: folder with a tokenizer (None: train a byte-level BPE on the corpus).
         eval_every, save_every, log_every: steps.
-        compile: compile the stream mixing (pays on a GPU only).
     """
 
     tokens: int = 60_000_000
@@ -45,7 +44,6 @@ class TrainOptions:
     eval_every: int = 200
     save_every: int = 200
     log_every: int = 10
-    compile: bool = False
 
 
 def train(
@@ -197,7 +195,7 @@ def _trainer(preset, data, out: Path, options: TrainOptions, tokenizer, override
     import torch
     from transformers import TrainingArguments
 
-    from engram_model.training.loop import EngramTrainer, compile_mixing
+    from engram_model.training.loop import EngramTrainer
 
     model = new_model(preset, tokenizer, overrides, options.seed)
     context = options.context or model.config.max_position_embeddings
@@ -213,8 +211,6 @@ def _trainer(preset, data, out: Path, options: TrainOptions, tokenizer, override
             f"{sequences} of one step: use a smaller batch or context, or more text"
         )
     cuda = torch.cuda.is_available()
-    if options.compile:
-        compile_mixing(model)
     args = TrainingArguments(
         output_dir=str(out / TRAINER),
         max_steps=max(1, math.ceil(options.tokens / per_step)),

@@ -30,9 +30,6 @@ def train(
     lr: Annotated[float, typer.Option(help="Learning rate; the tables take five times it.")] = 8e-3,
     seed: Annotated[int, typer.Option(help="Of weights and order.")] = 0,
     save_every: Annotated[int, typer.Option(min=1, help="Steps between checkpoints.")] = 200,
-    compile_: Annotated[
-        bool, typer.Option("--compile", help="Compile the stream mixing (pays on a GPU).")
-    ] = False,
     fields: Annotated[
         list[str] | None,
         typer.Option("--set", metavar="FIELD=VALUE", help="Replace a field of the config."),
@@ -51,7 +48,6 @@ def train(
         valid=valid,
         tokenizer=None if tokenizer is None else str(tokenizer),
         save_every=save_every,
-        compile=compile_,
     )
     run(preset, data, out, options, resume=resume, overrides=parse_fields(fields or []))
     print_text(str(out))
