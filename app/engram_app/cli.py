@@ -9,6 +9,7 @@ import sys
 import typer
 
 from engram_app.commands import (
+    bench,
     card,
     doctor,
     evaluate,
@@ -40,6 +41,7 @@ app.command(name="eval")(evaluate.evaluate)
 app.command()(card.card)
 app.command()(info.info)
 app.command()(doctor.doctor)
+app.command()(bench.bench)
 app.command()(world.world)
 
 INTERRUPTED = 130

@@ -78,14 +78,17 @@ def _device() -> tuple[str, str]:
     return "ok", f"CPU, {torch.get_num_threads()} threads"
 
 
-def _triton() -> tuple[str, str]:
-    from importlib.util import find_spec
-
-    if find_spec("triton") is None:
-        return "absent", "the plain kernels are used"
+def _kernels() -> tuple[str, str]:
     from importlib.metadata import version
 
-    return "ok", version("triton")
+    import torch
+
+    from engram_model.backend import DEFAULT, choose_backend
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    used = choose_backend(DEFAULT, None, torch.zeros(1, device=device))
+    what = "Triton kernels" if used == "triton" else "plain operations"
+    return "ok", f"{what}; Triton {version('triton')}"
 
 
 def _chromium() -> tuple[str, str]:
@@ -124,7 +127,7 @@ CHECKS: dict[str, Callable[[], tuple[str, str]]] = {
     "python": _python,
     **{name: _package(name) for name in PACKAGES},
     "device": _device,
-    "triton": _triton,
+    "kernels": _kernels,
     "chromium": _chromium,
     "hash": _hash,
     "checkpoints": _checkpoints,

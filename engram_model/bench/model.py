@@ -1,0 +1,100 @@
+"""Whole models: decoding and training steps, with memory and without, plain and with kernels."""
+
+import time
+from collections.abc import Iterator
+
+import torch
+
+from engram_model.backend import set_backend
+from engram_model.bench.measure import Machine, Row
+from engram_model.modeling import EngramForCausalLM
+from engram_model.presets import preset_config
+from engram_model.training.optimizer import MuonAdamW
+
+BATCH, CONTEXT, STEPS, NEW = 64, 1024, 8, 32
+WITHOUT: dict[str, list[int]] = dict(engram_layer_ids=[])
+
+
+def nano(dtype=torch.float32, **fields) -> EngramForCausalLM:
+    """engram-nano with random weights; experts a multiple of 8 wide, as grouped products want."""
+    torch.manual_seed(0)
+    config = preset_config("engram-nano", moe_intermediate_size=64, **fields)
+    return EngramForCausalLM(config).to("cuda", dtype)
+
+
+def decode(machine: Machine) -> Iterator[Row]:
+    """Tokens a second of `generate`, with the memory and without."""
+    models = {
+        "ours": nano(torch.bfloat16).eval(),
+        "without memory": nano(torch.bfloat16, **WITHOUT).eval(),
+    }
+    for batch in (1, 64):
+        ids = torch.randint(3, 4096, (batch, 64), device="cuda")
+        times: dict[str, list[float]] = {name: [] for name in models}
+        for _ in range(3):
+            for name, model in models.items():
+                times[name].append(_generated(model.eval(), ids))
+        best = {name: min(found[1:]) * 1e6 for name, found in times.items()}
+        spread = {name: max(found[1:]) / min(found[1:]) for name, found in times.items()}
+        row = Row("decode", f"engram-nano, batch {batch}, {NEW} tokens", best, spread)
+        row.notes.append(f"{batch * NEW / best['ours'] * 1e6:,.0f} tokens/s")
+        yield row.goal("x without memory", row.ratio("without memory"), 0.95)
+
+
+@torch.no_grad()
+def _generated(model: EngramForCausalLM, ids: torch.Tensor) -> float:
+    torch.cuda.synchronize()
+    start = time.perf_counter()
+    model.generate(ids, max_new_tokens=NEW, min_new_tokens=NEW, do_sample=False, pad_token_id=2)
+    torch.cuda.synchronize()
+    return time.perf_counter() - start
+
+
+def step(machine: Machine) -> Iterator[Row]:
+    """Training steps of a four-stream nano model: kernels against plain operations."""
+    models = {
+        "ours": nano(),
+        "plain": nano(),
+        "ours, without memory": nano(**WITHOUT),
+    }
+    set_backend(models["plain"], "torch")
+    times = {name: _step_time(model) for name, model in models.items()}
+    best = {name: min(found) * 1e6 for name, found in times.items()}
+    spread = {name: max(found) / min(found) for name, found in times.items()}
+    row = Row("step", f"engram-nano, {BATCH} x {CONTEXT} tokens, float32, autocast", best, spread)
+    rates = {name: BATCH * CONTEXT / us for name, us in best.items()}
+    row.notes += [f"{name}: {rate:.3f}M tokens/s" for name, rate in rates.items()]
+    row.faster("plain", 2)
+    allowed = best["ours, without memory"] + _extra(machine, models["ours"])
+    yield row.goal("of what the memory's bytes allow", allowed / best["ours"], 0.9)
+
+
+def _step_time(model: EngramForCausalLM) -> list[float]:
+    optimizer = MuonAdamW(model.train(), 1e-3)
+    ids = torch.randint(3, 4096, (BATCH, CONTEXT), device="cuda")
+    found = []
+    for _ in range(STEPS):
+        torch.cuda.synchronize()
+        start = time.perf_counter()
+        with torch.autocast("cuda", torch.bfloat16):
+            loss = model(ids, labels=ids, use_cache=False).loss
+        loss.backward()
+        optimizer.clip_grad_norm_(1.0)
+        optimizer.step()
+        model.zero_grad(set_to_none=True)
+        torch.cuda.synchronize()
+        found.append(time.perf_counter() - start)
+    return found[3:]
+
+
+def _extra(machine: Machine, model: EngramForCausalLM) -> float:
+    """Microseconds that the memory's fewest bytes and products take in a step: float32 streams,
+    keys and value in bfloat16; forward 3 and backward 5 passes of what it reads and writes."""
+    config = model.config
+    streams, width = config.hc_mult, config.hidden_size
+    looked_up = config.engram_columns * config.engram_head_dim
+    moved = width * (2 * streams * 4 + (streams + 1) * 2) + looked_up * 4 * 2
+    moved += width * (3 * streams * 4 + 2 * (streams + 1) * 2) + looked_up * 4 * 4
+    products = 3 * 2 * looked_up * (streams + 1) * width
+    tokens = BATCH * CONTEXT
+    return tokens * (moved / machine.copy + products / machine.matrix) * 1e6
