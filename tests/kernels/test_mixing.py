@@ -290,7 +290,7 @@ def ahead(dtype: str, width: int, out: str = "*bf16") -> list[tuple]:
     ]
     return [
         (
-            "engram_kernels.mixing",
+            f"engram_kernels.mixing_{'backward' if 'backward' in kernel else 'forward'}",
             kernel,
             {**signature, "tokens": "i32"},
             shape | constants,
