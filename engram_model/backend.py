@@ -3,7 +3,7 @@
 A module that can choose has `backend`, what is asked of it ("auto", "torch" or "triton"), and
 `used`, what its last call ran. "auto" is Triton on a GPU; it gives way to the plain operations only
 where those are needed, such as when TransformerLens listens to intermediates that the kernels do
-not make. `ENGRAM_BACKEND` in the environment replaces "auto".
+not make. `ENGRAM_BACKEND` in the environment is what new modules ask for instead of "auto".
 """
 
 import os

@@ -69,7 +69,7 @@ class EngramConfig(DeepseekV3Config):
 
     def __post_init__(self, **kwargs: Any) -> None:
         self.engram_layer_ids = [int(layer) for layer in self.engram_layer_ids]
-        if self.engram_dilation is None:
+        if not self.engram_dilation:
             self.engram_dilation = self.engram_max_ngram_size
         if self.engram_compressed_vocab_size is None:
             self.engram_compressed_vocab_size = self.vocab_size

@@ -31,6 +31,7 @@ from engram_model.offload import HostEmbedding, Pending
 Tap = Callable[[str, Tensor], Tensor]
 Ahead = tuple[Tensor, Pending]  # slots, and their rows
 HOOKS = ("slots", "rows", "key", "value", "score", "gate", "conv", "out")
+KERNEL_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 IDS_STATE, CONV_STATE = 0, 1  # indices of the two histories in a layer's cache
 
 
@@ -129,6 +130,8 @@ class EngramMemory(nn.Module):
         """Slots of these ids and their rows under way, for `forward`; None: nothing to fetch."""
         if not isinstance(self.embed, HostEmbedding):
             return None
+        why_plain = self._why_plain(self.q_weight, past_key_values)
+        self.used = choose_backend(self.backend, why_plain, input_ids, self.wkv.weight)
         slots = self._slots(input_ids, past_key_values)
         return slots, self.embed.prefetch(slots)
 
@@ -153,16 +156,24 @@ class EngramMemory(nn.Module):
         Returns:
             [batch, positions, M, d] in the dtype of `hidden`.
         """
-        listening = self.tap is not None
-        why_plain = "something listens to the memory's intermediates" if listening else None
-        if past_key_values is not None and torch.is_grad_enabled() and hidden.requires_grad:
-            why_plain = "the kernels have no gradient through a cache"
+        why_plain = self._why_plain(hidden, past_key_values)
         self.used = choose_backend(self.backend, why_plain, hidden, self.wkv.weight)
         run = self._fused if self.used == "triton" else self._plain
         out, gates = run(hidden, input_ids, past_key_values, ahead, residual)
         if self.keep_gates:
             self.gates = gates.detach()
         return out
+
+    def _why_plain(self, hidden: Tensor, cache) -> str | None:
+        """Why only the plain operations will do, if so."""
+        if self.tap is not None:
+            return "something listens to the memory's intermediates"
+        if hidden.dtype not in KERNEL_DTYPES:
+            return f"the kernels compute in float32, the streams are {hidden.dtype}"
+        learns = hidden.requires_grad or any(weight.requires_grad for weight in self.parameters())
+        if cache is not None and torch.is_grad_enabled() and learns:
+            return "the kernels have no gradient through a cache"
+        return None
 
     def _fused(self, hidden, input_ids, cache, ahead, residual) -> tuple[Tensor, Tensor]:
         """Lookup, product, gate and convolution as four kernels, five with a cache."""
@@ -243,12 +254,15 @@ class EngramMemory(nn.Module):
     def _table(self) -> Tensor:
         """The table, out of autograd's sight if an optimiser takes its gradients by rows."""
         weight = self.embed.weight
-        return weight.detach() if keeps_row_gradients(weight) else weight
+        return weight.detach() if self._records(weight) else weight
+
+    def _records(self, weight: Tensor) -> bool:
+        return weight.requires_grad and keeps_row_gradients(weight)
 
     def _recorded(self, rows: Tensor, slots: Tensor) -> Tensor:
         """Rows whose gradients go to the table's optimiser, if it takes them by rows."""
         weight = self.embed.weight
-        if keeps_row_gradients(weight) and torch.is_grad_enabled():
+        if self._records(weight) and torch.is_grad_enabled():
             rows.requires_grad_().register_hook(lambda grad: record(weight, slots, grad))
         return rows
 

@@ -30,6 +30,8 @@ from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
 from engram_kernels import collapse_head, mix_in, mix_out
+from engram_kernels.mixing import unsupported
+from engram_kernels.table_update import keeps_row_gradients
 from engram_model.backend import DEFAULT, choose_backend, set_backend
 from engram_model.config import EngramConfig
 from engram_model.errors import CheckpointError, UsageError
@@ -50,7 +52,8 @@ class StreamMixing(DeepseekV4HyperConnection):
 
     def forward(self, hidden_streams: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """[batch, positions, M, d] -> post [.., M], comb [.., M, M], float32; collapse [.., d]."""
-        self.used = choose_backend(self.backend, None, hidden_streams, self.fn)
+        why_plain = unsupported(hidden_streams)
+        self.used = choose_backend(self.backend, why_plain, hidden_streams, self.fn)
         settings = self.hc_sinkhorn_iters, self.hc_eps, self.input_norm.eps
         return mix_in(hidden_streams, self.fn, self.base, self.scale, *settings, backend=self.used)
 
@@ -65,7 +68,7 @@ class StreamHead(DeepseekV4HyperHead):
 
     def forward(self, x: Tensor) -> Tensor:
         """[batch, positions, M, d] -> [batch, positions, d]."""
-        self.used = choose_backend(self.backend, None, x, self.hc_fn)
+        self.used = choose_backend(self.backend, unsupported(x), x, self.hc_fn)
         weights = self.hc_fn, self.hc_base, self.hc_scale
         return collapse_head(x, *weights, self.eps, self.input_norm.eps, backend=self.used)
 
@@ -140,6 +143,13 @@ class EngramPreTrainedModel(DeepseekV3PreTrainedModel):
     def _can_set_experts_implementation(cls) -> bool:
         # transformers looks for a decorator in this module's source; the experts are its own.
         return True
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """As torch's; the gradients that tables keep by rows are dropped too."""
+        super().zero_grad(set_to_none)
+        for weight in self.parameters():
+            if keeps_row_gradients(weight):
+                weight.row_grads.clear()
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -219,7 +229,8 @@ class EngramModel(EngramPreTrainedModel):
             raise ValueError("the memory hashes token ids: give engram_input_ids beside embeddings")
         if inputs_embeds is None:
             inputs_embeds = self.embed_tokens(input_ids)
-        if use_cache and past_key_values is None:
+        learning = self.training and torch.is_grad_enabled()  # it reads no cache that it made
+        if use_cache and past_key_values is None and not learning:
             past_key_values = DynamicCache(config=self.config)
         self._check_cache(past_key_values)
         if position_ids is None:

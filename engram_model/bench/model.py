@@ -1,7 +1,8 @@
 """Whole models: decoding and training steps, with memory and without, plain and with kernels."""
 
+import statistics
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 
@@ -11,7 +12,7 @@ from engram_model.modeling import EngramForCausalLM
 from engram_model.presets import preset_config
 from engram_model.training.optimizer import MuonAdamW
 
-BATCH, CONTEXT, STEPS, NEW = 64, 1024, 8, 32
+BATCH, CONTEXT, STEPS, WARM, NEW = 64, 1024, 12, 3, 32
 WITHOUT: dict[str, list[int]] = dict(engram_layer_ids=[])
 
 
@@ -58,9 +59,13 @@ def step(machine: Machine) -> Iterator[Row]:
         "ours, without memory": nano(**WITHOUT),
     }
     set_backend(models["plain"], "torch")
-    times = {name: _step_time(model) for name, model in models.items()}
-    best = {name: min(found) * 1e6 for name, found in times.items()}
-    spread = {name: max(found) / min(found) for name, found in times.items()}
+    steps = {name: _step(model) for name, model in models.items()}
+    times: dict[str, list[float]] = {name: [] for name in models}
+    for _ in range(STEPS):
+        for name, one in steps.items():
+            times[name].append(one())
+    best = {name: statistics.median(found[WARM:]) * 1e6 for name, found in times.items()}
+    spread = {name: max(found[WARM:]) / min(found[WARM:]) for name, found in times.items()}
     row = Row("step", f"engram-nano, {BATCH} x {CONTEXT} tokens, float32, autocast", best, spread)
     rates = {name: BATCH * CONTEXT / us for name, us in best.items()}
     row.notes += [f"{name}: {rate:.3f}M tokens/s" for name, rate in rates.items()]
@@ -69,11 +74,12 @@ def step(machine: Machine) -> Iterator[Row]:
     yield row.goal("of what the memory's bytes allow", allowed / best["ours"], 0.9)
 
 
-def _step_time(model: EngramForCausalLM) -> list[float]:
+def _step(model: EngramForCausalLM) -> Callable[[], float]:
+    """Function that trains a step and gives its seconds."""
     optimizer = MuonAdamW(model.train(), 1e-3)
     ids = torch.randint(3, 4096, (BATCH, CONTEXT), device="cuda")
-    found = []
-    for _ in range(STEPS):
+
+    def run() -> float:
         torch.cuda.synchronize()
         start = time.perf_counter()
         with torch.autocast("cuda", torch.bfloat16):
@@ -83,8 +89,9 @@ def _step_time(model: EngramForCausalLM) -> list[float]:
         optimizer.step()
         model.zero_grad(set_to_none=True)
         torch.cuda.synchronize()
-        found.append(time.perf_counter() - start)
-    return found[3:]
+        return time.perf_counter() - start
+
+    return run
 
 
 def _extra(machine: Machine, model: EngramForCausalLM) -> float:

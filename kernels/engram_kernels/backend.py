@@ -77,6 +77,8 @@ def operator(
     registered = getattr(torch.ops.engram, name)
 
     def call(*given):
+        if torch.autograd.forward_ad._current_level >= 0:
+            raise NotImplementedError("the kernels have no forward-mode derivatives: use torch")
         # The way through the dispatcher takes longer than a small kernel.
         return launch_there(*given) if _plain(given) else registered(*given)
 
@@ -96,7 +98,11 @@ def _plain(given: tuple) -> bool:
             type(value) not in (Tensor, Parameter) or (grad and value.requires_grad)
         ):
             return False
-    return not torch.compiler.is_compiling() and not torch._C._len_torch_dispatch_stack()
+    return not (
+        torch.compiler.is_compiling()
+        or torch._C._len_torch_dispatch_stack()
+        or torch._C._functorch.peek_interpreter_stack() is not None
+    )
 
 
 def power_of_two(size: int) -> int:

@@ -34,6 +34,7 @@ def lookup(
         [..., width] in the table's dtype; bfloat16 for float8 tables.
     """
     if choose_backend(backend, table, slots) == "triton":
+        _check_contiguous(table, scales)
         return lookup_triton(table, slots, scales)
     if scales is None:
         return _rows(table, slots)
@@ -103,13 +104,18 @@ def lookup_ngrams(
         rows [batch, positions, (N-1)*heads, width] and slots [batch, positions, (N-1)*heads] int64.
     """
     if choose_backend(backend, table, ids) == "triton":
-        return lookup_ngrams_triton(
-            table, ids, compression, multipliers, primes, offsets, pad, scales
-        )
+        _check_contiguous(table, scales)
+        constants = [x.contiguous() for x in (compression, multipliers, primes, offsets)]
+        return lookup_ngrams_triton(table, ids, *constants, pad, scales)
     compressed = compression[ids.clamp(min=0)].long().masked_fill(ids < 0, -1)
     window = F.pad(compressed, (multipliers.numel() - 1, 0), value=-1)
     slots = ngram_slots(window, multipliers, primes, offsets, pad, backend="torch")
     return lookup(table, slots, scales, backend="torch"), slots
+
+
+def _check_contiguous(*tables: Tensor | None) -> None:
+    if not all(table is None or table.is_contiguous() for table in tables):
+        raise ValueError("a table whose rows are not contiguous: copying it is left to the caller")
 
 
 @triton.jit

@@ -443,6 +443,8 @@ def backward(
     residual: bool,
 ) -> list[Tensor]:
     grad, hidden, keys_value, ids = contiguous(grad, hidden, keys_value, ids)
+    weights = contiguous(q_weight, k_weight, conv_weight, norm_weight)
+    q_weight, k_weight, conv_weight, norm_weight = weights
     *_, streams, width = hidden.shape
     tokens = numbers[..., 0, 0].numel()
     conv = conv_weight is not None

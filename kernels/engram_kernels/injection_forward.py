@@ -298,7 +298,7 @@ def _launch_gate(
     copysign, residual,
 ) -> None:  # fmt: skip
     *_, streams, width = hidden.shape
-    weights = [weights[0] if weight is None else weight for weight in weights]
+    weights = [(weights[0] if weight is None else weight).contiguous() for weight in weights]
     tokens = numbers[..., 0, 0].numel()
     taps = prepared.shape[0] - 1
     channels, warps = _gate_shape(width, taps > 0)

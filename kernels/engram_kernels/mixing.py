@@ -195,15 +195,24 @@ def collapse_head(
     return collapse(streams, pre)
 
 
-def _check(streams: Tensor, fn: Tensor | None = None, groups: int = 1) -> None:
+def unsupported(streams: Tensor) -> str | None:
+    """Why the Triton versions do not take these streams, if so."""
     count, width = streams.shape[-2:]
     if not 1 <= count <= MAX_STREAMS or width % 16:
-        raise ValueError(
+        return (
             f"{count} streams of width {width}: the Triton version takes 1 to {MAX_STREAMS} "
             "streams of a width that is a multiple of 16"
         )
     if streams.dtype not in (torch.float32, torch.bfloat16):
-        raise ValueError(f"streams of {streams.dtype}: the Triton version takes float32, bfloat16")
+        return f"streams of {streams.dtype}: the Triton version takes float32, bfloat16"
+    return None
+
+
+def _check(streams: Tensor, fn: Tensor | None = None, groups: int = 1) -> None:
+    why = unsupported(streams)
+    if why is not None:
+        raise ValueError(why)
+    count, width = streams.shape[-2:]
     if fn is not None and fn.shape != (groups * count, count * width):
         raise ValueError(
             f"fn {list(fn.shape)}: {count} streams of width {width} need "

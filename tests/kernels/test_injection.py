@@ -186,6 +186,18 @@ def test_in_pieces_equals_whole(device, cuts, assert_close):
     assert_close(torch.cat(pieces, 1), whole)
 
 
+def test_strided_weights_and_forward_mode(device, assert_close):
+    case = SMALL | dict(width=16, form="sqrt", zero="sign", residual=True)
+    given, ids = tensors(case, device)
+    strided = list(given)
+    strided[2] = torch.stack([given[2], given[2]], -1)[..., 0]
+    whole, _ = inject(*given, ids, **options(case), backend="triton")
+    assert_close(inject(*strided, ids, **options(case), backend="triton")[0], whole)
+    with torch.autograd.forward_ad.dual_level(), pytest.raises((RuntimeError, NotImplementedError)):
+        dual = torch.autograd.forward_ad.make_dual(given[0], torch.ones_like(given[0]))
+        inject(dual, *given[1:], ids, **options(case), backend="triton")
+
+
 def test_operator_is_registered_right(device):
     case = dict(batch=1, positions=4, streams=2, width=16, taps=2, dilation=1, masked=True)
     case |= dict(residual=True, form="sqrt", zero="sign", seed=2)
@@ -197,11 +209,14 @@ def test_operator_is_registered_right(device):
                           test_utils=tests)  # fmt: skip
 
 
-def test_refuses_triton_without_a_gpu_or_an_unknown_backend():
-    from engram_kernels.backend import choose_backend
+def test_refuses_triton_without_a_gpu_or_an_unknown_backend(monkeypatch):
+    from engram_kernels import backend
 
     with pytest.raises(ValueError, match="choose from auto, torch, triton"):
-        choose_backend("cuda", torch.zeros(1))
+        backend.choose_backend("cuda", torch.zeros(1))
+    monkeypatch.setattr(backend, "INTERPRETED", False)
+    with pytest.raises(ValueError, match="needs a GPU; the tensors are on cpu"):
+        backend.choose_backend("triton", torch.zeros(1))
 
 
 BF, F = "*bf16", "*fp32"

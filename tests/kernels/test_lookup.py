@@ -124,6 +124,12 @@ def test_operators_are_registered_right(device):
     torch.library.opcheck(torch.ops.engram.lookup.default, (table, slots, None), test_utils=tests)
 
 
+def test_refuses_a_table_that_is_not_contiguous(device):
+    table = torch.randn(9, 16, device=device)[:, :8]
+    with pytest.raises(ValueError, match="not contiguous"):
+        lookup(table, torch.zeros(1, dtype=torch.int64, device=device), backend="triton")
+
+
 @pytest.mark.gpu
 def test_offsets_beyond_31_bits():
     """A table of more than 2^31 elements: the last rows are read right."""

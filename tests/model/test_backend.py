@@ -115,3 +115,50 @@ def test_refuses_what_cannot_be(make_model):
         set_backend(make_model(1, layers=1, memory_layers=()), "cuda")
     assert choose_backend("auto", None, torch.zeros(1)) == "torch"
     assert choose_backend("auto", "a reason", torch.zeros(1)) == "torch"
+
+
+def test_a_memory_that_learns_through_a_cache_is_plain(make_model, ids):
+    """The kernels have no gradient through a cache: "auto" gives way, "triton" says so."""
+    from transformers import DynamicCache
+
+    model = make_model(1, layers=1, memory_layers=(0,))
+    [memory] = model.model.memories
+    hidden = torch.randn(1, 4, 1, 32)
+    cache = DynamicCache(config=model.config)
+    memory.backend = "triton"
+    with pytest.raises(UsageError, match="no gradient through a cache"):
+        memory(hidden, ids[:1, :4], cache)
+    with torch.no_grad():
+        memory(hidden, ids[:1, :4], cache)
+    assert memory.used == "triton"
+
+
+def test_training_makes_no_cache_of_its_own(make_model, ids):
+    model = make_model(1, layers=1, memory_layers=(0,))
+    assert model(ids[:, :4]).past_key_values is not None
+    assert model.train()(ids[:, :4]).past_key_values is None
+
+
+def test_row_gradients_are_dropped_with_the_others_and_not_kept_of_a_frozen_table(make_model, ids):
+    model = make_model(1, layers=1, memory_layers=(0,))
+    MuonAdamW(model, 0.01)
+    weight = model.model.memories[0].embed.weight
+
+    def backward() -> int:
+        model(ids[:, :4], labels=ids[:, :4], use_cache=False).loss.backward()
+        return len(weight.row_grads)
+
+    assert backward() == 1 and backward() == 2
+    model.zero_grad()
+    assert len(weight.row_grads) == 0
+    weight.requires_grad_(False)
+    assert backward() == 0
+
+
+def test_streams_the_kernels_do_not_take_run_plainly(make_model):
+    model = make_model(2, layers=1, memory_layers=())
+    site = model.model.layers[0].attn_hc
+    streams = torch.randn(1, 3, 2, 32, dtype=torch.float64)
+    site.backend = "triton"
+    with pytest.raises(UsageError, match="takes float32, bfloat16"):
+        site(streams)
