@@ -12,6 +12,7 @@ Muon's step is scaled to AdamW's root mean square (`match_rms_adamw`), so one ra
 import torch
 from torch import Tensor, nn
 
+from engram_model.errors import CheckpointError
 from engram_model.training.table import TableAdam
 
 TABLE_LR = 5.0
@@ -131,8 +132,14 @@ class MuonAdamW(torch.optim.Optimizer):
         return {"parts": [part.state_dict() for part in self.parts]}
 
     def load_state_dict(self, state_dict: dict) -> None:
-        for part, state in zip(self.parts, state_dict["parts"], strict=True):
-            part.load_state_dict(state)
+        try:
+            for part, state in zip(self.parts, state_dict["parts"], strict=True):
+                part.load_state_dict(state)
+        except ValueError as error:
+            raise CheckpointError(
+                f"the optimiser's state is not this model's, or another version's: {error}; "
+                "train anew"
+            ) from error
         self._share_groups()
 
 

@@ -265,3 +265,10 @@ def test_tokens_of_another_tokenizer_are_refused(corpus, tmp_path):
     train_bpe(["other words entirely"] * 9, 300).save_pretrained(tmp_path / "other")
     with pytest.raises(CheckpointError, match="another tokenizer"):
         run(corpus, tmp_path / "run", tokenizer=str(tmp_path / "other"))
+
+
+def test_refuses_the_optimiser_state_of_another_model(make_model):
+    models = (make_model(1, layers=n, memory_layers=(0,)) for n in (1, 2))
+    optimizer, other = (MuonAdamW(model, 0.01) for model in models)
+    with pytest.raises(CheckpointError, match="the optimiser's state is not this model's"):
+        optimizer.load_state_dict(other.state_dict())
