@@ -118,13 +118,11 @@ class Machine:
 
         Args:
             graphs: on a GPU time replays of a CUDA graph of each, so that the CPU does not count;
-                what a graph cannot capture is timed as it is, with a note.
+                where a graph cannot capture one of them, all are timed as they are, with a note.
         """
         notes = fields.setdefault("notes", [])
         if graphs and self.device == "cuda":
-            functions = {
-                name: _graphed(name, function, notes) for name, function in functions.items()
-            }
+            functions = _all_graphed(functions, notes)
         times, spread = self.times(functions)
         return Row(stage, case, times, spread, copy=self.copy, **fields)
 
@@ -196,13 +194,14 @@ def _replay(graph, *read) -> Callable:
     return replay
 
 
-def _graphed(name: str, function: Callable, notes: list[str]) -> Callable:
+def _all_graphed(functions: dict[str, Callable], notes: list[str]) -> dict[str, Callable]:
+    """Graphs of all or of none: a replay beside a launch by the CPU is no comparison."""
     try:
-        return graphed(function)
+        return {name: graphed(function) for name, function in functions.items()}
     except Exception as error:
         torch.cuda.synchronize()
-        notes.append(f"{name}: no graph ({type(error).__name__}), so launched by the CPU")
-        return function
+        notes.append(f"no graphs ({type(error).__name__}), so all are launched by the CPU")
+        return functions
 
 
 def relative_error(actual: torch.Tensor, expected: torch.Tensor) -> float:

@@ -489,7 +489,7 @@ def backward(
 def empty_backward(
     grad, hidden, keys_value, q_weight, k_weight, conv_weight, norm_weight, *rest
 ) -> list[Tensor]:
-    weights = (q_weight, k_weight, *(w for w in (conv_weight, norm_weight)))
+    weights = (q_weight, k_weight, conv_weight, norm_weight)
     of_weights = [torch.empty_like(w) if w is not None else q_weight.new_empty(0) for w in weights]
     return [torch.empty_like(hidden), torch.empty_like(keys_value), *of_weights]
 

@@ -305,7 +305,7 @@ def _launch_gate(
     rows = 2 if taps and width <= 512 else 1
     _gate_forward[(triton.cdiv(tokens, rows) * streams,)](
         hidden, keys_value, *weights, prepared, gates if ids is None else ids, out, gates, numbers,
-        tokens, eps, conv_eps, M=streams, D=width, TAPS=prepared.shape[0] - 1, LINEAR=linear,
+        tokens, eps, conv_eps, M=streams, D=width, TAPS=taps, LINEAR=linear,
         COPYSIGN=copysign, MASKED=ids is not None, RESIDUAL=residual, BT=rows, BD=channels,
         num_warps=warps,
     )  # fmt: skip
