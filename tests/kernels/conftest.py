@@ -42,8 +42,9 @@ def assert_close():
 
 
 COMPILE = """
-import json, re, sys
+import json, re, subprocess, sys, tempfile
 import triton
+from triton import knobs
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from importlib import import_module
@@ -61,12 +62,16 @@ for module, kernel, signature, constants, aligned, options in json.loads(sys.std
     )
     compiled = triton.compile(source, target=GPUTarget("cuda", 90, 32), options=options)
     ptx = compiled.asm["ptx"]
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as binary:
+        binary.write(compiled.asm["cubin"])
+        binary.flush()
+        command = [knobs.nvidia.cuobjdump.path, "--dump-resource-usage", binary.name]
+        usage = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     report.append({
         "wide_loads": len(re.findall(r"ld\\.global\\S*\\.v4\\.b32", ptx)),
         "wide_stores": len(re.findall(r"st\\.global\\S*\\.v4\\.b32", ptx)),
-        "local": len(re.findall(r"\\b(?:ld|st)\\.local", ptx)),
+        "local": sum(map(int, re.findall(r"\\b(?:STACK|LOCAL):(\\d+)", usage))),
         "cubin": len(compiled.asm["cubin"]),
-        "spills": getattr(compiled, "n_spills", None),
     })
 print(json.dumps(report))
 """
@@ -77,8 +82,8 @@ def compile_ahead():
     """Compile kernels for an H100 or H200 (sm_90) without one, in a process of its own.
 
     Takes a list of (module, kernel, signature, constants, aligned arguments, options); gives for
-    each the number of 16-byte loads and stores, of accesses to local memory (spills), and the size
-    of the binary.
+    each the number of 16-byte loads and stores, the bytes of local memory a thread has in the
+    binary (what registers spill to), and the binary's size.
     """
     import json
 

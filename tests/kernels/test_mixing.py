@@ -303,9 +303,21 @@ def ahead(dtype: str, width: int, out: str = "*bf16") -> list[tuple]:
 
 def test_compiles_ahead_of_time(compile_ahead):
     """For an H200: loads of 16 bytes, nothing spilled; at d 128 in float32, at 2560 in bfloat16."""
-    wide = [kernel for kernel in ahead("*bf16", 2560) if kernel[1] != "coefficients_backward"]
-    for report in compile_ahead(ahead("*fp32", 128) + wide):
-        assert report["wide_loads"] > 0 and report["local"] == 0 and report["cubin"] > 0
+    kernels = ahead("*fp32", 128) + ahead("*bf16", 2560)
+    for kernel, report in zip(kernels, compile_ahead(kernels), strict=True):
+        assert report["wide_loads"] > 0 and report["cubin"] > 0, (kernel[1], report)
+        assert report["local"] == 0, (kernel[1], report)
+
+
+def test_sums_of_parameters_compile_ahead_of_time(compile_ahead):
+    names = ("partial", "sums", "grad_fn", "grad_base", "grad_scale")
+    signature = dict.fromkeys(names, FLOAT) | dict(parts="i32", programs="i32")
+    shape = dict(STREAMS=4, SIZE=24 * 4 * 2560, ROWS=24, PADDED_ROWS=32, BLOCK=128)
+    shape |= dict(PARTS=16, HEIGHT=256)
+    module = "engram_kernels.mixing_backward"
+    kernel = (module, "parameters_backward", signature, shape, names, {"num_warps": 8})
+    [report] = compile_ahead([kernel])
+    assert report["local"] == 0 and report["cubin"] > 0
 
 
 @pytest.mark.gpu
