@@ -3,22 +3,26 @@
 import statistics
 import time
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 
 from engram_model.backend import set_backend
 from engram_model.bench.measure import Machine, Row
+from engram_model.bench.text import token_ids
 from engram_model.modeling import EngramForCausalLM
 from engram_model.presets import preset_config
 from engram_model.training.optimizer import MuonAdamW
 
 BATCH, CONTEXT, STEPS, WARM, NEW = 64, 1024, 12, 3, 32
-WITHOUT: dict[str, list[int]] = dict(engram_layer_ids=[])
+CURVE, AVERAGED = (200, 32, 1024), 20  # steps, sequences, tokens of each; steps a mean is taken of
+RATE, WARMUP = 8e-3, 10  # learning rate, and steps until it is reached
+WITHOUT: dict[str, Any] = dict(engram_layer_ids=[])
 
 
-def nano(dtype=torch.float32, **fields) -> EngramForCausalLM:
+def nano(dtype=torch.float32, seed: int = 0, **fields) -> EngramForCausalLM:
     """engram-nano with random weights; experts a multiple of 8 wide, as grouped products want."""
-    torch.manual_seed(0)
+    torch.manual_seed(seed)
     config = preset_config("engram-nano", moe_intermediate_size=64, **fields)
     return EngramForCausalLM(config).to("cuda", dtype)
 
@@ -82,16 +86,63 @@ def _step(model: EngramForCausalLM) -> Callable[[], float]:
     def run() -> float:
         torch.cuda.synchronize()
         start = time.perf_counter()
-        with torch.autocast("cuda", torch.bfloat16):
-            loss = model(ids, labels=ids, use_cache=False).loss
-        loss.backward()
-        optimizer.clip_grad_norm_(1.0)
-        optimizer.step()
-        model.zero_grad(set_to_none=True)
+        _train_on(ids, model, optimizer)
         torch.cuda.synchronize()
         return time.perf_counter() - start
 
     return run
+
+
+def _train_on(ids: torch.Tensor, model: EngramForCausalLM, optimizer: MuonAdamW) -> torch.Tensor:
+    """One step; the loss before it."""
+    with torch.autocast(ids.device.type, torch.bfloat16):
+        loss = model(ids, labels=ids, use_cache=False).loss
+    loss.backward()
+    optimizer.clip_grad_norm_(1.0)
+    optimizer.step()
+    model.zero_grad(set_to_none=True)
+    return loss.detach()
+
+
+def curves(machine: Machine) -> Iterator[Row]:
+    """The first 200 steps of engram-nano, with the kernels and plain, from two random starts."""
+    steps, batch, context = CURVE
+    ids, source = token_ids(steps * batch * context)
+    batches = (ids % 4096).view(steps, batch, context).to(machine.device)
+    losses, seconds = {}, {}
+    for seed in (0, 1):
+        for name, backend in (("ours", "triton"), ("plain", "torch")):
+            start = time.perf_counter()
+            losses[name, seed] = _curve(batches, seed, backend)
+            seconds[name] = (time.perf_counter() - start) / steps * 1e6
+    between = max(_apart(losses["ours", seed], losses["plain", seed]) for seed in (0, 1))
+    noise = min(_apart(losses[name, 0], losses[name, 1]) for name in ("ours", "plain"))
+    row = Row("curves", f"{steps} steps of {batch} x {context}, {source}", seconds, {})
+    for (name, seed), curve in losses.items():
+        told = ", ".join(f"{loss:.4f}" for loss in curve.view(-1, AVERAGED).mean(1).tolist())
+        row.notes.append(f"{name}, seed {seed}, means of {AVERAGED} steps: {told}")
+    row.notes.append(
+        f"largest distance of two seeds {noise:.4f} nats, of the two ways {between:.4f}"
+    )
+    yield row.goal("distance over that of two seeds", between / noise, 1.0, at_least=False)
+
+
+def _curve(batches: torch.Tensor, seed: int, backend: str) -> torch.Tensor:
+    """The loss of each step, [steps] on the CPU."""
+    model = nano(seed=seed).train()
+    set_backend(model, backend)
+    optimizer = MuonAdamW(model, RATE)
+    warm = torch.optim.lr_scheduler.LinearLR(optimizer, 1 / WARMUP, total_iters=WARMUP)
+    losses = []
+    for ids in batches:
+        losses.append(_train_on(ids, model, optimizer))
+        warm.step()
+    return torch.stack(losses).float().cpu()
+
+
+def _apart(a: torch.Tensor, b: torch.Tensor) -> float:
+    """Largest difference of two curves, means of AVERAGED steps."""
+    return float((a - b).view(-1, AVERAGED).mean(1).abs().max())
 
 
 def _extra(machine: Machine, model: EngramForCausalLM) -> float:

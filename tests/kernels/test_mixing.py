@@ -45,11 +45,11 @@ def results(op, inputs, settings, backend, grads=None):
 
 
 def compare(op, inputs, settings, shapes, check):
-    """Triton on these inputs and torch on the same numbers in float32, forward and backward."""
+    """Triton on these inputs and torch on the same numbers in float64, forward and backward."""
     dtype, device = inputs[0].dtype, inputs[0].device
     grads = [torch.randn(shape).to(dtype).float().to(device) for shape in shapes]
     outputs, derived = results(op, inputs, settings, "triton", grads)
-    wide = [tensor.float() for tensor in inputs]
+    wide = [tensor.double() for tensor in inputs]
     expected, expected_derived = results(op, wide, settings, "torch", grads)
     for actual, wanted in zip(outputs, expected, strict=True):
         check(actual, wanted)

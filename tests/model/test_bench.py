@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from engram_model.bench import STAGES
+from engram_model.bench import STAGES, counters
 from engram_model.bench.measure import Machine, check
 from engram_model.bench.results import run
 from engram_model.bench.text import token_ids
@@ -44,6 +44,21 @@ def test_sides_that_differ_are_no_result():
     assert check("same", torch.ones(3), torch.ones(3)).endswith("0.0e+00")
     with pytest.raises(AssertionError, match="so the sides differ"):
         check("ours", torch.ones(3), torch.zeros(3) + 2)
+
+
+def test_counters_of_a_kernel():
+    """As `ncu` prints them: what the program said, names, units, a line a kernel."""
+    values = {name: "1" for name in counters.METRICS} | {
+        counters.TIME: "2000", counters.READ: "3,000,000", counters.WRITTEN: "1000000",
+    }  # fmt: skip
+    names = ["ID", "Kernel Name", *values]
+    lines = [names, [""] * len(names), ["0", "gate_forward(int)", *values.values()]]
+    printed = "\n".join(",".join(f'"{cell}"' for cell in line) for line in lines)
+    [kernel] = counters.parse(f"==PROF== Connected\n{printed}\n")
+    row = counters.as_row(Machine("cuda", "a GPU", copy=4e12), "gate", kernel)
+    assert row.case == "gate: gate_forward" and row.times == {"ours": 2.0}
+    assert row.share == pytest.approx(0.5)  # 4 MB in 2 us, of 4 TB/s
+    assert counters.parse("==PROF== nothing was profiled") == []
 
 
 @pytest.fixture(scope="module")
