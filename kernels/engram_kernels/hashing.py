@@ -5,6 +5,7 @@ With `x_k` the id `k` tokens back, `mix_n = x_0*m_0 ^ x_1*m_1 ^ ... ^ x_{n-1}*m_
 """
 
 import torch
+import torch.nn.functional as F
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -22,6 +23,7 @@ def ngram_slots(
     offsets: Tensor,
     pad_id: int | Tensor,
     backend: str = "auto",
+    history: bool = True,
 ) -> Tensor:
     """Slots of every n-gram that ends at each position.
 
@@ -30,6 +32,7 @@ def ngram_slots(
 
     Args:
         ids: [..., N-1 + positions] compressed ids; the first N-1 are the history (-1: none).
+            Without `history` [..., positions], from the start of a text.
         multipliers: [N] odd int64; small enough that no product wraps. Or [layers, N], and so the
             next two: the slots of several layers in one launch.
         primes: [N-1, heads] int64.
@@ -45,14 +48,16 @@ def ngram_slots(
     """
     if multipliers.ndim == 1:
         constants = multipliers[None], primes[None], offsets[None]
-        return _slots(ids, *constants, pad_id, backend)[0]
-    return _slots(ids, multipliers, primes, offsets, pad_id, backend)
+        return _slots(ids, *constants, pad_id, backend, history)[0]
+    return _slots(ids, multipliers, primes, offsets, pad_id, backend, history)
 
 
-def _slots(ids, multipliers, primes, offsets, pad_id, backend):
+def _slots(ids, multipliers, primes, offsets, pad_id, backend, history):
     if choose_backend(backend, ids) == "triton":
         pad = torch.as_tensor(pad_id, device=ids.device).reshape(1)
-        return ngram_slots_triton(ids, multipliers, primes, offsets, pad)
+        return ngram_slots_triton(ids, multipliers, primes, offsets, pad, history)
+    if not history:
+        ids = F.pad(ids, (multipliers.shape[-1] - 1, 0), value=NO_TOKEN)
     layers = zip(multipliers, primes, offsets, strict=True)
     slots = [_slots_of_layer(ids, *constants, pad_id) for constants in layers]
     return torch.stack(slots) if len(slots) > 1 else slots[0][None]  # stacking copies
@@ -86,7 +91,7 @@ def _add_offsets(slots: Tensor, offsets: Tensor) -> Tensor:
 
 @triton.jit
 def remainder(mix, prime):
-    """`mix mod prime` for 0 <= mix < 2^63 and 1 < prime < 2^31, by a reciprocal: exact.
+    """`mix mod prime` for 0 <= mix < 2^63 and 1 <= prime < 2^31, by a reciprocal: exact.
 
     floor(mix * floor((2^64-1)/prime) / 2^64) is the quotient or one less; the division is one a
     program, as it does not depend on `mix`.
@@ -122,14 +127,15 @@ def _slots_kernel(
     HEADS: tl.constexpr,
     HEADS_P: tl.constexpr,
     LAYERS: tl.constexpr,
+    HISTORY: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
     token = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     head = tl.arange(0, HEADS_P)
     inside = token < tokens
     row = token // positions
-    place = token - row * positions + (ORDERS - 1)
-    row_start = row.to(tl.int64) * (positions + ORDERS - 1)
+    place = token - row * positions + HISTORY
+    row_start = row.to(tl.int64) * (positions + HISTORY)
     pad_id = tl.load(pad).to(tl.int64)
     columns = (ORDERS - 1) * HEADS
     for layer in tl.static_range(LAYERS):
@@ -149,10 +155,10 @@ def _slots_kernel(
 
 
 def _launch(
-    ids: Tensor, multipliers: Tensor, primes: Tensor, offsets: Tensor, pad: Tensor
+    ids: Tensor, multipliers: Tensor, primes: Tensor, offsets: Tensor, pad: Tensor, history: bool
 ) -> Tensor:
     layers, orders = multipliers.shape
-    out = _empty(ids, multipliers, primes, offsets, pad)
+    out = _empty(ids, multipliers, primes, offsets, pad, history)
     tokens = out[0, ..., 0].numel()
     if tokens:
         _slots_kernel[(triton.cdiv(tokens, BLOCK),)](
@@ -168,22 +174,23 @@ def _launch(
             HEADS=primes.shape[-1],
             HEADS_P=power_of_two(primes.shape[-1]),
             LAYERS=layers,
+            HISTORY=orders - 1 if history else 0,
             BLOCK=BLOCK,
             num_warps=2,
         )
     return out
 
 
-def _empty(ids, multipliers, primes, offsets, pad) -> Tensor:
+def _empty(ids, multipliers, primes, offsets, pad, history) -> Tensor:
     layers, orders = multipliers.shape
-    positions = ids.shape[-1] - (orders - 1)
+    positions = ids.shape[-1] - (orders - 1 if history else 0)
     shape = (layers, *ids.shape[:-1], positions, offsets.shape[-1])
     return torch.empty(shape, dtype=torch.int64, device=ids.device)
 
 
 ngram_slots_triton = operator(
-    "ngram_slots(Tensor ids, Tensor multipliers, Tensor primes, Tensor offsets, Tensor pad)"
-    " -> Tensor",
+    "ngram_slots(Tensor ids, Tensor multipliers, Tensor primes, Tensor offsets, Tensor pad,"
+    " bool history) -> Tensor",
     _launch,
     _empty,
 )

@@ -8,10 +8,11 @@ The input of the convolution, `norm(gate_m value)`, is `scale_m * value * norm_w
 token and stream times a vector that all streams share. So the gated tensor [tokens, M, d] is never
 made: the convolution reads the values of a few tokens back and their scales.
 
-Forward: one kernel for the numbers of each token and stream, one for the output. Backward: one
-kernel walks back over the tokens of a slice of channels (convolution, value), one finishes the
-gradients of hidden and key, one adds up those of the weights. Kept for it: hidden, key, value and
-four numbers a token and stream. The kernels are in `injection_forward` and `injection_backward`.
+Forward: one kernel walks over the tokens; where these are few, one finds the numbers of each token
+and stream and another the output. Backward: one kernel walks back over the tokens of a slice of
+channels (convolution, value), one finishes the gradients of hidden and key, one adds up those of
+the weights. Kept for it: hidden, key, value and four numbers a token and stream. The kernels are in
+`injection_forward` and `injection_backward`.
 """
 
 from collections.abc import Callable

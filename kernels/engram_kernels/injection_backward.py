@@ -15,50 +15,111 @@ from engram_kernels.injection_forward import contiguous, sigmoid, sigmoid_of_roo
 
 WALK_CHANNELS, WALK_STREAMS, WALK_STEPS = 128, 2, 64  # what one walk of `_conv_backward` covers
 WALK_PROGRAMS = 2048  # walks are shortened until there are so many
+WALK_AHEAD = 4  # steps that are read before they are computed
 GATE_ROWS, GATE_CHANNELS, GATE_TILES, GATE_WARPS = 2, 512, 8, 2  # of `_gate_backward`
 
 
 @triton.jit
-def _value_at(keys_value, row, place, positions, channel, M, D):
-    """Value [BD] of a token; zero outside the row."""
-    real = channel < tl.where((place >= 0) & (place < positions), D, 0)
-    at = ((row * positions + place) * (M + 1) + M) * D + channel
-    return tl.load(keys_value + at, mask=real, other=0.0)
+def _through_silu(grad, conv):
+    share = sigmoid(conv)
+    return grad * (share + share * (conv - conv * share))
 
 
 @triton.jit
-def _scale_at(numbers, row, place, positions, stream, M):
-    """Scale of a token in a stream; zero outside the row."""
-    here = (place >= 0) & (place < positions) & (stream < M)
-    at = ((row * positions + place) * M + stream) * 4 + 3
-    return tl.load(numbers + at, mask=here, other=0.0)
+def _convolve(weights, normed, of_weights, of_normed, TAPS: tl.constexpr):
+    """Sum over the taps, from places `of_weights` and `of_normed` of the two tuples on."""
+    conv = weights[of_weights] * normed[of_normed]
+    for back in tl.static_range(1, TAPS):
+        conv += weights[of_weights + back] * normed[of_normed + back]
+    return conv
 
 
 @triton.jit
 def _step_inputs(
-    grad, keys_value, numbers, ids, row, first_place, at, positions, channel, first, M, D, TAPS,
-    DILATION, MASKED: tl.constexpr, GROUP: tl.constexpr,
+    grad, keys_value, numbers, ids, token, place, first, channel, M, D, BACK,
+    MASKED: tl.constexpr, GROUP: tl.constexpr,
 ):  # fmt: skip
-    """What one step of `_conv_backward` reads: the value, the value the convolution does not reach
-    back to yet, for each stream the scales of both and the gradient, last the id."""
-    place = first_place + at * DILATION
-    before = place - TAPS * DILATION
-    inputs = (
-        _value_at(keys_value, row, place, positions, channel, M, D),
-        _value_at(keys_value, row, before, positions, channel, M, D),
-    )
+    """What one step of `_conv_backward` reads: the value `BACK` positions before; for each stream
+    the scale there and the gradient; last the id. Before the row: zero, and of the others anything.
+    """
+    inside = place >= 0
+    reached = place >= BACK
+    before = (token - BACK) * (M + 1) + M
+    mask = channel < tl.where(reached, D, 0)
+    inputs = (tl.load(keys_value + before * D + channel, mask=mask, other=0.0),)
     for index in tl.static_range(GROUP):
-        here = (place >= 0) & (place < positions) & (first + index < M)
-        at_grad = ((row * positions + place) * M + first + index) * D + channel
+        stream = token * M + first + index
         inputs = inputs + (
-            _scale_at(numbers, row, place, positions, first + index, M),
-            _scale_at(numbers, row, before, positions, first + index, M),
-            tl.load(grad + at_grad, mask=channel < tl.where(here, D, 0), other=0.0),
+            tl.load(numbers + (stream - BACK * M) * 4 + 3, mask=reached, other=0.0),
+            tl.load(grad + stream * D + channel, mask=channel < tl.where(inside, D, 0)),
         )
     if MASKED:
-        here = (place >= 0) & (place < positions)
-        inputs = inputs + (tl.load(ids + row * positions + place, mask=here, other=-1),)
+        inputs = inputs + (tl.load(ids + token, mask=inside),)
     return inputs
+
+
+@triton.jit
+def _moved_on(window, newest, FIRST: tl.constexpr, COUNT: tl.constexpr):
+    """A window of `COUNT`, from `FIRST` on in a tuple of several, without its first element."""
+    moved = ()
+    for index in tl.static_range(1, COUNT):
+        moved = moved + (window[FIRST + index],)
+    return moved + (newest,)
+
+
+@triton.jit
+def _step(
+    state, weights, grad, keys_value, numbers, ids, grad_value, sums, token, place, first, channel,
+    M, D, TAPS: tl.constexpr, DILATION, MASKED: tl.constexpr, GROUP: tl.constexpr,
+    SLICES: tl.constexpr, AHEAD: tl.constexpr,
+):  # fmt: skip
+    """One token of `_conv_backward`: reads for a later step, writes its own sums and value's
+    gradient, moves the windows on. To rename their elements is free where steps are unrolled."""
+    coming, values, scales, normed, later, weight_grads = state
+    inputs = coming[0]
+    coming = _moved_on(
+        coming,
+        _step_inputs(
+            grad, keys_value, numbers, ids, token - AHEAD * DILATION, place - AHEAD * DILATION,
+            first, channel, M, D, TAPS * DILATION, MASKED, GROUP,
+        ),
+        0, AHEAD,
+    )  # fmt: skip
+    value = values[0].to(tl.float32)
+    values = _moved_on(values, inputs[0], 0, TAPS)
+    of_value = ()
+    next_scales = ()
+    next_normed = ()
+    next_later = ()
+    next_grads = ()
+    for index in tl.static_range(GROUP):
+        oldest_scale = inputs[1 + 2 * index]
+        go = inputs[2 + 2 * index].to(tl.float32)
+        now = _through_silu(go, _convolve(weights, normed, index * TAPS, index * TAPS, TAPS))
+        if MASKED:
+            now = tl.where(inputs[1 + 2 * GROUP] >= 0, now, 0.0)
+        of_normed = weights[index * TAPS] * now
+        for back in tl.static_range(TAPS):
+            ahead = now
+            if back > 0:
+                ahead = later[index * (TAPS - 1) + back - 1]
+                of_normed += weights[index * TAPS + back] * ahead
+            if back < TAPS - 1:
+                next_later = next_later + (ahead,)
+            total = weight_grads[index * TAPS + back] + ahead * normed[index * TAPS]
+            next_grads = next_grads + (total,)
+        if index == 0:
+            of_value = scales[0] * of_normed
+        else:
+            of_value += scales[index * TAPS] * of_normed
+        at_sums = sums + (token * M + first + index) * (SLICES * 2)
+        tl.store(at_sums, tl.sum(go * value, 0))
+        tl.store(at_sums + 1, tl.sum(of_normed * value, 0))
+        oldest = inputs[0].to(tl.float32) * oldest_scale
+        next_normed = next_normed + _moved_on(normed, oldest, index * TAPS, TAPS)
+        next_scales = next_scales + _moved_on(scales, oldest_scale, index * TAPS, TAPS)
+    tl.store(grad_value + token * D + channel, of_value.to(grad_value.dtype.element_ty))
+    return coming, values, next_scales, next_normed, next_later, next_grads
 
 
 @triton.jit
@@ -82,110 +143,99 @@ def _conv_backward(
     MASKED: tl.constexpr,
     GROUP: tl.constexpr,
     BD: tl.constexpr,
+    AHEAD: tl.constexpr,
 ):
     """Walk back over every `DILATION`th token of a stretch: among these the convolution has no
     holes, so that what later tokens need of earlier ones, and the reverse, stays in registers.
 
     Of a group of streams and a slice of channels, writes: the value's gradient through the normed
-    input, its mean square held fixed (float32); for each token and stream the sums of grad * value
+    input, its mean square held fixed; for each token and stream the sums of grad * value
     and of the normed input's gradient * value; the share of the weights' gradients.
     """
-    slices: tl.constexpr = (D + BD - 1) // BD
-    groups: tl.constexpr = (M + GROUP - 1) // GROUP
+    slices: tl.constexpr = D // BD
+    groups: tl.constexpr = M // GROUP
     slice_ = tl.program_id(0) % slices
     group = tl.program_id(0) // slices % groups
     walk = tl.program_id(0) // (slices * groups)
     chunk = walk % chunks
-    first_place = (walk // chunks) % DILATION
     row = (walk // (chunks * DILATION)).to(tl.int64)
     first = group * GROUP
     channel = slice_ * BD + tl.arange(0, BD)
-    nothing = tl.zeros([BD], tl.float32)
-    begin = chunk * length
-    last = begin + length - 1 + (TAPS - 1)
+    begin = (walk // chunks) % DILATION + chunk * length * DILATION
+    steps = tl.minimum(length, tl.cdiv(positions - begin, DILATION))
+    place = begin + (steps - 1) * DILATION
 
-    weights = ()  # index stream * TAPS + tokens back, as in the next two
+    values = ()  # index tokens back
+    weights = ()  # index stream * TAPS + tokens back, as in the next three
     weight_grads = ()
+    scales = ()
     normed = ()  # scale * value
     later = ()  # gradient of the convolution's output; stream * (TAPS-1) + tokens ahead - 1
-    history = ()
-    for back in tl.static_range(TAPS):
-        place = first_place + (last - back) * DILATION
-        v = _value_at(keys_value, row, place, positions, channel, M, D).to(tl.float32)
-        for index in tl.static_range(GROUP):
-            s = _scale_at(numbers, row, place, positions, first + index, M)
-            history = history + (v * s,)
     for index in tl.static_range(GROUP):
-        real = channel < tl.where(first + index < M, D, 0)
+        stream = first + index
+        window = ()
         for back in tl.static_range(TAPS):
-            at = ((1 + back) * M + first + index) * D
-            weights = weights + (tl.load(prepared + at + channel, mask=real, other=0.0),)
-            weight_grads = weight_grads + (nothing,)
-            normed = normed + (history[back * GROUP + index],)
-            if back > 0:
-                later = later + (nothing,)
-
-    coming = _step_inputs(
-        grad, keys_value, numbers, ids, row, first_place, last, positions, channel, first, M, D,
-        TAPS, DILATION, MASKED, GROUP,
-    )  # fmt: skip
-    for step in range(length + TAPS - 1):
-        at = last - step
-        place = first_place + at * DILATION
-        token = row * positions + place
-        here = place < positions
-        mine = here & (at < begin + length)
-        present = coming
-        coming = _step_inputs(  # read while this step is computed
-            grad, keys_value, numbers, ids, row, first_place, at - 1, positions, channel, first, M,
-            D, TAPS, DILATION, MASKED, GROUP,
-        )  # fmt: skip
-        v = present[0].to(tl.float32)
-        oldest = present[1].to(tl.float32)
-        of_value = nothing
-        next_normed = ()
-        next_later = ()
-        next_grads = ()
-        for index in tl.static_range(GROUP):
-            scale = present[2 + 3 * index]
-            conv = nothing
-            for back in tl.static_range(TAPS):
-                conv += weights[index * TAPS + back] * normed[index * TAPS + back]
-            share = sigmoid(conv)
-            go = present[4 + 3 * index].to(tl.float32)
-            now = go * share * (1.0 + conv * (1.0 - share))
+            weight_at = prepared + ((1 + back) * M + stream) * D + channel
+            weights = weights + (tl.load(weight_at),)
+            weight_grads = weight_grads + (tl.zeros([BD], tl.float32),)
+        for back in tl.static_range(2 * TAPS - 1):  # from the last token that reaches back here
+            at = place + (TAPS - 1 - back) * DILATION
+            token = row * positions + at
+            here = (at >= 0) & (at < positions)
+            value_at = keys_value + (token * (M + 1) + M) * D + channel
+            value = tl.load(value_at, mask=channel < tl.where(here, D, 0), other=0.0)
+            scale = tl.load(numbers + (token * M + stream) * 4 + 3, mask=here, other=0.0)
+            window = window + (value.to(tl.float32) * scale,)
+            if back >= TAPS - 1:
+                normed = normed + (window[back],)
+                scales = scales + (scale,)
+                if index == 0:
+                    values = values + (value,)
+        ahead = ()
+        for back in tl.static_range(TAPS - 1):
+            at = place + (TAPS - 1 - back) * DILATION
+            token = row * positions + at
+            here = at < positions
             if MASKED:
-                now = tl.where(present[2 + 3 * GROUP] >= 0, now, 0.0)
-            counted = tl.where(mine, now, 0.0)
-            of_normed = weights[index * TAPS] * now
-            for back in tl.static_range(TAPS):
-                moved = counted * normed[index * TAPS + back]
-                next_grads = next_grads + (weight_grads[index * TAPS + back] + moved,)
-                if back > 0:
-                    ahead = later[index * (TAPS - 1) + back - 1]
-                    of_normed += weights[index * TAPS + back] * ahead
-                    next_normed = next_normed + (normed[index * TAPS + back],)
-                if back > 0 and back < TAPS - 1:
-                    next_later = next_later + (later[index * (TAPS - 1) + back - 1],)
-                if back == 0 and TAPS > 1:
-                    next_later = next_later + (now,)
-            next_normed = next_normed + (oldest * present[3 + 3 * index],)
-            of_value += scale * of_normed
-            at_sums = sums + ((token * M + first + index) * slices + slice_) * 2
-            there = mine & (first + index < M)
-            tl.store(at_sums, tl.sum(go * v, 0), mask=there)
-            tl.store(at_sums + 1, tl.sum(of_normed * v, 0), mask=there)
-        weight_grads = next_grads
-        normed = next_normed
-        later = next_later
-        at_value = (group * tokens + token) * D + channel
-        tl.store(grad_value + at_value, of_value, mask=channel < tl.where(mine, D, 0))
+                here = tl.load(ids + token, mask=here, other=-1) >= 0
+            grad_at = grad + (token * M + stream) * D + channel
+            go = tl.load(grad_at, mask=channel < tl.where(here, D, 0), other=0.0).to(tl.float32)
+            now = _through_silu(go, _convolve(weights, window, index * TAPS, back, TAPS))
+            ahead = (now,) + ahead
+        later = later + ahead
+
+    token = row * positions + place
+    coming = ()
+    for step in tl.static_range(AHEAD):
+        coming = coming + (
+            _step_inputs(
+                grad, keys_value, numbers, ids, token - step * DILATION, place - step * DILATION,
+                first, channel, M, D, TAPS * DILATION, MASKED, GROUP,
+            ),
+        )  # fmt: skip
+    grad_value += group.to(tl.int64) * tokens * D
+    sums += slice_ * 2
+    state = (coming, values, scales, normed, later, weight_grads)
+    for _ in range(steps // TAPS):
+        for _unrolled in tl.static_range(TAPS):
+            state = _step(
+                state, weights, grad, keys_value, numbers, ids, grad_value, sums, token, place,
+                first, channel, M, D, TAPS, DILATION, MASKED, GROUP, slices, AHEAD,
+            )  # fmt: skip
+            token -= DILATION
+            place -= DILATION
+    for _ in range(steps % TAPS):
+        state = _step(
+            state, weights, grad, keys_value, numbers, ids, grad_value, sums, token, place, first,
+            channel, M, D, TAPS, DILATION, MASKED, GROUP, slices, AHEAD,
+        )  # fmt: skip
+        token -= DILATION
+        place -= DILATION
 
     for index in tl.static_range(GROUP):
-        real = channel < tl.where(first + index < M, D, 0)
         for back in tl.static_range(TAPS):
             where = ((walk.to(tl.int64) * TAPS + back) * M + first + index) * D + channel
-            tl.store(partial + where, weight_grads[index * TAPS + back], mask=real)
+            tl.store(partial + where, state[5][index * TAPS + back])
 
 
 @triton.jit
@@ -366,7 +416,8 @@ def _gate_backward(
             of_value -= of_mean[:, None] * v
             for group in tl.static_range(GROUPS):
                 at_value = (group * tokens + token)[:, None] * D + channel[None, :]
-                of_value += tl.load(grad_value + at_value, mask=mask, other=0.0)
+                part = tl.load(grad_value + at_value, mask=mask, other=0.0)
+                of_value += part.to(tl.float32)
         tl.store(
             grad_keys_value + value_at, of_value.to(grad_keys_value.dtype.element_ty), mask=mask
         )
@@ -498,18 +549,19 @@ def _walk_back(grad, keys_value, numbers, ids, prepared, dilation) -> tuple[Tens
     batch, positions, streams, width = grad.shape
     taps, channels = prepared.shape[0] - 1, tile_width(width, WALK_CHANNELS)
     slices, steps = triton.cdiv(width, channels), triton.cdiv(positions, dilation)
-    group = min(streams, WALK_STREAMS)
-    parts = batch * positions * slices * triton.cdiv(streams, group)
+    group = max(size for size in range(1, WALK_STREAMS + 1) if streams % size == 0)
+    groups = streams // group
+    parts = batch * positions * slices * groups
     length = min(steps, WALK_STEPS, max(8, parts // WALK_PROGRAMS))
-    chunks, groups = triton.cdiv(steps, length), triton.cdiv(streams, group)
+    chunks = triton.cdiv(steps, length)
     walks = batch * dilation * chunks
     float32 = dict(dtype=torch.float32, device=grad.device)
-    grad_value = torch.empty((groups, batch * positions, width), **float32)
+    grad_value = keys_value.new_empty(groups, batch * positions, width)
     sums = torch.empty((batch * positions, streams, slices, 2), **float32)
     partial = torch.empty((walks, taps, streams * width), **float32)
     _conv_backward[(walks * groups * slices,)](
         grad, keys_value, numbers, ids, prepared, grad_value, sums, partial, batch * positions,
         positions, chunks, length, M=streams, D=width, TAPS=taps, DILATION=dilation,
-        MASKED=ids is not numbers, GROUP=group, BD=channels, num_warps=1,
+        MASKED=ids is not numbers, GROUP=group, BD=channels, AHEAD=WALK_AHEAD, num_warps=1,
     )  # fmt: skip
     return grad_value, sums, partial

@@ -1,4 +1,7 @@
-"""Forward pass of `injection`: the numbers of each token and stream, then the output.
+"""Forward pass of `injection`: the numbers of each token and stream and the output.
+
+With a convolution and enough tokens one kernel walks over them (`_walk_forward`); otherwise the
+numbers are one launch, the output another.
 
 The four numbers of a token and stream are its score, 1/rms of hidden, 1/rms of key, and the scale
 of the convolution's input. Tiles are the best of those tried on an H200.
@@ -17,6 +20,10 @@ from engram_kernels.gating import SCORE_FLOOR
 FLOOR = tl.constexpr(SCORE_FLOOR)
 COMPILED = tl.constexpr(not INTERPRETED)  # the interpreter has no inline assembly
 CONV_ROWS, CONV_CHANNELS = 32, 64  # tile of `_conv_forward`
+# Of `_walk_forward`: how many programs at most, how many steps each at least, from how many tokens
+# times streams on, channels times taps a warp has registers for, and at most so many warps, tiles.
+WALK_PROGRAMS, WALK_STEPS, WALK_FROM = 1056, 16, 8192
+WALK_WEIGHTS, WALK_WARPS, WALK_TILES = 2560, 8, 8
 
 
 @triton.jit
@@ -86,6 +93,29 @@ def _prepare(
 
 
 @triton.jit
+def _store_numbers(
+    hh, kk, hk, vv, text, where, mask, gates, numbers, eps, conv_eps, D, CONV: tl.constexpr,
+    LINEAR: tl.constexpr, COPYSIGN: tl.constexpr, MASKED: tl.constexpr,
+):  # fmt: skip
+    """The gate and the convolution's scale, of sums of squares and products over the channels."""
+    rstd_hidden = tl.rsqrt(hh / D + eps)
+    rstd_key = tl.rsqrt(kk / D + eps)
+    score = hk * rstd_hidden * rstd_key / tl.sqrt(D * 1.0)
+    gate_, _ = sigmoid_of_root(score, LINEAR, COPYSIGN)
+    if MASKED:
+        gate_ = tl.where(text, gate_, 0.0)
+    scale = gate_
+    tl.store(gates + where, gate_, mask=mask)
+    tl.store(numbers + where * 4, score, mask=mask)
+    tl.store(numbers + where * 4 + 1, rstd_hidden, mask=mask)
+    tl.store(numbers + where * 4 + 2, rstd_key, mask=mask)
+    if CONV:
+        scale = gate_ * tl.rsqrt(gate_ * gate_ * vv / D + conv_eps)
+        tl.store(numbers + where * 4 + 3, scale, mask=mask)
+    return gate_, scale
+
+
+@triton.jit
 def _gate_forward(
     hidden,
     keys_value,
@@ -141,22 +171,14 @@ def _gate_forward(
             v = tl.load(keys_value + value_row + channel[None, :], mask=mask, other=0.0)
             v = v.to(tl.float32)
             vv += v * v
-    rstd_hidden = tl.rsqrt(tl.sum(hh, 1) / D + eps)
-    rstd_key = tl.rsqrt(tl.sum(kk, 1) / D + eps)
-    score = tl.sum(hk, 1) * rstd_hidden * rstd_key / tl.sqrt(D * 1.0)
-    gate_, _ = sigmoid_of_root(score, LINEAR, COPYSIGN)
+    text = inside
     if MASKED:
         text = tl.load(ids + token, mask=inside, other=-1) >= 0
-        gate_ = tl.where(text, gate_, 0.0)
-    where = token * M + stream
-    tl.store(gates + where, gate_, mask=inside)
-    tl.store(numbers + where * 4, score, mask=inside)
-    tl.store(numbers + where * 4 + 1, rstd_hidden, mask=inside)
-    tl.store(numbers + where * 4 + 2, rstd_key, mask=inside)
-    if TAPS > 0:
-        scale = gate_ * tl.rsqrt(gate_ * gate_ * tl.sum(vv, 1) / D + conv_eps)
-        tl.store(numbers + where * 4 + 3, scale, mask=inside)
-    else:
+    gate_, _ = _store_numbers(
+        tl.sum(hh, 1), tl.sum(kk, 1), tl.sum(hk, 1), tl.sum(vv, 1), text, token * M + stream,
+        inside, gates, numbers, eps, conv_eps, D, TAPS > 0, LINEAR, COPYSIGN, MASKED,
+    )  # fmt: skip
+    if TAPS == 0:
         for start in range(0, D, BD):
             channel = start + tl.arange(0, BD)
             mask = inside[:, None] & (channel < D)[None, :]
@@ -169,6 +191,143 @@ def _gate_forward(
             tl.store(
                 out + hidden_row + channel[None, :], result.to(out.dtype.element_ty), mask=mask
             )
+
+
+@triton.jit
+def _add_each(a0, a1, a2, a3, b0, b1, b2, b3):
+    return a0 + b0, a1 + b1, a2 + b2, a3 + b3
+
+
+@triton.jit
+def _rows(hidden, keys_value, token, stream, there, M, D: tl.constexpr, BD: tl.constexpr):
+    """Tiles of hidden, key and value of a token and stream, in turn."""
+    channel = tl.arange(0, BD)
+    mask = channel < tl.where(there, BD, 0)
+    hidden_row = hidden + (token * M + stream) * D
+    key_row = keys_value + (token * (M + 1) + stream) * D
+    value_row = keys_value + (token * (M + 1) + M) * D
+    rows = ()
+    for start in tl.static_range(0, D, BD):
+        rows = rows + (
+            tl.load(hidden_row + start + channel, mask=mask, other=0.0),
+            tl.load(key_row + start + channel, mask=mask, other=0.0),
+            tl.load(value_row + start + channel, mask=mask, other=0.0),
+        )
+    return rows
+
+
+@triton.jit
+def _walk_forward(
+    hidden,
+    keys_value,
+    q_weight,
+    k_weight,
+    conv_weight,
+    norm_weight,
+    prepared,
+    ids,
+    out,
+    gates,
+    numbers,
+    positions,
+    chunks,
+    length,
+    eps,
+    conv_eps,
+    M: tl.constexpr,
+    D: tl.constexpr,
+    TAPS: tl.constexpr,
+    DILATION: tl.constexpr,
+    LINEAR: tl.constexpr,
+    COPYSIGN: tl.constexpr,
+    MASKED: tl.constexpr,
+    RESIDUAL: tl.constexpr,
+    BD: tl.constexpr,
+):
+    """Numbers and output of one stream for every `DILATION`th token of a stretch, all channels:
+    hidden is read once, and the weights stay in registers.
+
+    So does what earlier tokens add to the convolution's coming outputs (`pending`): each step adds
+    its normed input to all of them, and the first is then complete. A walk begins the convolution's
+    reach before its stretch to make up for what the walk before it knows. `BD` divides `D`.
+    """
+    _prepare(q_weight, k_weight, conv_weight, norm_weight, prepared, M * D, TAPS, 128)
+    stream = tl.program_id(0) % M
+    walk = tl.program_id(0) // M
+    first_place = walk % DILATION
+    chunk = walk // DILATION % chunks
+    row = (walk // (DILATION * chunks)).to(tl.int64)
+    first = chunk * length
+    begin = tl.maximum(first - (TAPS - 1), 0)
+    end = tl.minimum(first + length, (positions - first_place + DILATION - 1) // DILATION)
+    channel = tl.arange(0, BD)
+    nothing = tl.zeros([BD], tl.float32)
+    gate_weights = ()
+    weights = ()  # index tile * TAPS + tokens back
+    pending = ()  # index tile * (TAPS-1) + tokens ahead - 1
+    for start in tl.static_range(0, D, BD):
+        index = stream * D + start + channel
+        wq = tl.load(q_weight + index).to(tl.float32)
+        wk = tl.load(k_weight + index).to(tl.float32)
+        gate_weights = gate_weights + (wq * wk,)
+        norm = tl.load(norm_weight + index).to(tl.float32)
+        for back in tl.static_range(TAPS):
+            w = tl.load(conv_weight + index * TAPS + (TAPS - 1 - back)).to(tl.float32)
+            weights = weights + (w * norm,)
+            if back > 0:
+                pending = pending + (nothing,)
+
+    token = row * positions + first_place + begin * DILATION
+    coming = _rows(hidden, keys_value, token, stream, begin < end, M, D, BD)
+    for step in range(begin, end):
+        token = row * positions + first_place + step * DILATION
+        mine = step >= first
+        rows = coming
+        coming = _rows(  # read while this step is computed
+            hidden, keys_value, token + DILATION, stream, step + 1 < end, M, D, BD
+        )
+        hh = nothing
+        kk = nothing
+        hk = nothing
+        vv = nothing
+        for tile in tl.static_range(D // BD):
+            h = rows[3 * tile].to(tl.float32)
+            k = rows[3 * tile + 1].to(tl.float32)
+            v = rows[3 * tile + 2].to(tl.float32)
+            hh += h * h
+            kk += k * k
+            hk += h * k * gate_weights[tile]
+            vv += v * v
+        hh, kk, hk, vv = tl.reduce((hh, kk, hk, vv), 0, _add_each)
+        text = True
+        if MASKED:
+            text = tl.load(ids + token) >= 0
+        gate_, scale = _store_numbers(
+            hh, kk, hk, vv, text, token * M + stream, mine, gates, numbers, eps, conv_eps, D, True,
+            LINEAR, COPYSIGN, MASKED,
+        )  # fmt: skip
+        next_pending = ()
+        for tile in tl.static_range(D // BD):
+            v = rows[3 * tile + 2].to(tl.float32)
+            normed = scale * v
+            conv = weights[tile * TAPS] * normed
+            if TAPS > 1:
+                conv += pending[tile * (TAPS - 1)]
+            for ahead in tl.static_range(1, TAPS):
+                part = weights[tile * TAPS + ahead] * normed
+                if ahead < TAPS - 1:
+                    part += pending[tile * (TAPS - 1) + ahead]
+                next_pending = next_pending + (part,)
+            silu = conv * sigmoid(conv)
+            if MASKED:
+                silu = tl.where(text, silu, 0.0)
+            result = gate_ * v
+            if RESIDUAL:
+                result += rows[3 * tile].to(tl.float32)
+            at = out + (token * M + stream) * D + tile * BD + channel
+            mask = channel < tl.where(mine, BD, 0)
+            tl.store(at, (result + silu).to(out.dtype.element_ty), mask=mask)
+        pending = next_pending
 
 
 @triton.jit
@@ -278,6 +437,14 @@ def forward(
     if not tokens:
         return out, gates, numbers, prepared.zero_()
     weights = (q_weight, k_weight, conv_weight, norm_weight)
+    if conv_weight is not None and tokens * streams >= WALK_FROM:
+        shape = _walk_shape(width, conv_weight.shape[-1])
+        if shape is not None:
+            _launch_walk(
+                hidden, keys_value, weights, prepared, ids, out, gates, numbers, dilation, eps,
+                conv_eps, linear, copysign, residual, *shape,
+            )  # fmt: skip
+            return out, gates, numbers, prepared
     _launch_gate(
         hidden, keys_value, weights, prepared, ids, out, gates, numbers, eps, conv_eps, linear,
         copysign, residual,
@@ -291,6 +458,29 @@ def forward(
             residual,
         )  # fmt: skip
     return out, gates, numbers, prepared
+
+
+def _walk_shape(width: int, taps: int) -> tuple[int, int] | None:
+    """Channels of a walk's tile and its warps; None if its weights would not fit in registers."""
+    warps = max(2, power_of_two(triton.cdiv(width * taps, WALK_WEIGHTS)))
+    channels = tile_width(width, max(512, 128 * warps))
+    fits = warps <= WALK_WARPS and width % channels == 0 and width // channels <= WALK_TILES
+    return (channels, warps) if fits else None
+
+
+def _launch_walk(
+    hidden, keys_value, weights, prepared, ids, out, gates, numbers, dilation, eps, conv_eps,
+    linear, copysign, residual, channels, warps,
+) -> None:  # fmt: skip
+    batch, positions, streams, width = hidden.shape
+    steps, walks = triton.cdiv(positions, dilation), batch * dilation * streams
+    chunks = max(1, min(WALK_PROGRAMS // walks, steps // WALK_STEPS))
+    _walk_forward[(walks * chunks,)](
+        hidden, keys_value, *contiguous(*weights), prepared, gates if ids is None else ids, out,
+        gates, numbers, positions, chunks, triton.cdiv(steps, chunks), eps, conv_eps, M=streams,
+        D=width, TAPS=prepared.shape[0] - 1, DILATION=dilation, LINEAR=linear, COPYSIGN=copysign,
+        MASKED=ids is not None, RESIDUAL=residual, BD=channels, num_warps=warps,
+    )  # fmt: skip
 
 
 def _launch_gate(

@@ -33,6 +33,7 @@ from engram_kernels.backend import INTERPRETED, choose_backend, operator, power_
 State = dict[str, Tensor]
 LARGEST = 2**31 - 1  # slots and places in the sorted order are 32-bit
 CHUNK = 4096  # rows that stay in a CPU cache with their moments
+BLOCK = 16  # places of the sorted order whose sum a longer run uses at once
 
 
 @dataclass
@@ -269,18 +270,10 @@ def _second_moment(rows, row: Tensor, sums: Tensor, elapsed: Tensor, state: Stat
     return second
 
 
-# The sorted order is cut into tiles. `last` says which place ends a run of equal slots. A run's sum
-# is found from its end: back through its tile, then through `carry`, which holds for each tile the
-# sum of what follows the tile's last end, and `whole`: no run ends in this tile.
-
-
-@triton.jit(do_not_specialize=["entries"])
-def _ends_kernel(sorted_slots, last, entries, BLOCK: tl.constexpr):
-    """Ends of runs."""
-    place = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    slot = tl.load(sorted_slots + place, mask=place < entries, other=-1)
-    behind = tl.load(sorted_slots + place + 1, mask=place + 1 < entries, other=-1)
-    tl.store(last + place, (slot != behind).to(tl.int8), mask=place < entries)
+# A program of the table kernel moves the rows of the runs that end in its tile of the sorted order.
+# It sums a run from its end: entry by entry through the tile, at once through the block that the
+# tile is part of, then block by block through `carry`. That holds, for each block whose last run
+# goes on in the next, the sum of that run's entries in the block; no other row of it is used.
 
 
 @triton.jit
@@ -291,66 +284,46 @@ def _rows(base, index, active, column, WIDTH: tl.constexpr):
     return tl.load(base + offset, mask=mask, other=0.0).to(tl.float32)
 
 
+@triton.jit
+def _sum_in_block(
+    grads, order, sorted_slots, slot, block, end, column, WIDTH: tl.constexpr, BLOCK: tl.constexpr
+):
+    """[columns]: sum of the entries of `slot` in a block, before the place `end`."""
+    place = block * BLOCK + tl.arange(0, BLOCK)
+    here = tl.load(sorted_slots + place, mask=place < end, other=-1) == slot
+    entry = tl.load(order + place, mask=place < end, other=0)
+    return tl.sum(_rows(grads, entry, here, column, WIDTH), 0)
+
+
 @triton.jit(do_not_specialize=["entries"])
 def _carry_kernel(
-    carry, whole, grads, order, last, entries,
-    WIDTH: tl.constexpr, COLUMNS: tl.constexpr, TILE: tl.constexpr,
+    carry, grads, order, sorted_slots, entries,
+    WIDTH: tl.constexpr, COLUMNS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """For each tile the sum of the entries that a later tile's run begins with; zero if none."""
-    tile = tl.program_id(0)
-    lane, column = tl.arange(0, TILE), tl.arange(0, COLUMNS)
-    place = tile * TILE + lane
-    ends = tl.load(last + place, mask=place < entries, other=1)
-    newest = tl.max(tl.where(ends != 0, lane, -1), 0)
-    tl.store(whole + tile, (newest < 0).to(tl.int8))
-    part = tl.zeros([COLUMNS], tl.float32)
-    if newest < TILE - 1:
-        open_ended = lane > newest
-        entry = tl.load(order + place, mask=open_ended, other=0)
-        part = tl.sum(_rows(grads, entry, open_ended, column, WIDTH), 0)
-    tl.store(carry + tile.to(tl.int64) * WIDTH + column, part, mask=column < WIDTH)
+    """The sum of a block's last run, if the next block goes on with it."""
+    block, column = tl.program_id(0), tl.arange(0, COLUMNS)
+    end = (block + 1) * BLOCK
+    if end < entries:
+        slot = tl.load(sorted_slots + end - 1)
+        if slot == tl.load(sorted_slots + end):
+            part = _sum_in_block(grads, order, sorted_slots, slot, block, end, column, WIDTH, BLOCK)
+            tl.store(carry + block.to(tl.int64) * WIDTH + column, part, mask=column < WIDTH)
 
 
 @triton.jit
-def _carried(
-    carry, whole, tile, column, WIDTH: tl.constexpr, COLUMNS: tl.constexpr, BACK: tl.constexpr
+def _sum_before(
+    grads, order, sorted_slots, carry, slot, end, column, WIDTH: tl.constexpr, BLOCK: tl.constexpr
 ):
-    """[columns]: what a run that enters `tile` has in the tiles before it."""
-    total = tl.zeros([COLUMNS], tl.float32)
-    index = tl.arange(0, BACK)
-    stop = tile
-    while stop > 0:
-        back = stop - BACK + index
-        inside = back >= 0
-        passes = tl.load(whole + back, mask=inside, other=0)
-        begins = tl.max(tl.where(passes == 0, index, -1), 0)
-        total += tl.sum(_rows(carry, back, inside & (index >= begins), column, WIDTH), 0)
-        stop = tl.where(begins < 0, stop - BACK, 0)
+    """[columns]: sum of all entries of `slot` before the place `end`."""
+    block = end // BLOCK
+    total = _sum_in_block(grads, order, sorted_slots, slot, block, end, column, WIDTH, BLOCK)
+    while block > 0:
+        earlier = block - BLOCK + tl.arange(0, BLOCK)
+        newest = sorted_slots + (earlier + 1) * BLOCK - 1
+        here = tl.load(newest, mask=earlier >= 0, other=-1) == slot
+        total += tl.sum(_rows(carry, earlier, here, column, WIDTH), 0)
+        block = tl.where(tl.min(here.to(tl.int32), 0) > 0, block - BLOCK, 0)
     return total
-
-
-@triton.jit
-def _sums_of_tile(
-    grads, order, last, carry, whole, place, lane, live, tile, column,
-    WIDTH: tl.constexpr, COLUMNS: tl.constexpr, TILE: tl.constexpr, BACK: tl.constexpr,
-):  # fmt: skip
-    """[tile, columns]: at each end the sum of its run, newest entry first."""
-    sums = tl.zeros([TILE, COLUMNS], tl.float32)
-    active, at, left = live, place, lane
-    while tl.max(active.to(tl.int32), 0) > 0:
-        entry = tl.load(order + at, mask=active, other=0)
-        sums += _rows(grads, entry, active, column, WIDTH)
-        older = active & (left > 0)
-        active = older & (tl.load(last + at - 1, mask=older, other=1) == 0)
-        at -= 1
-        left -= 1
-    oldest = tl.min(tl.where(live, lane, TILE), 0)
-    enters = tl.load(last + tile * TILE - 1, mask=tile > 0, other=1) == 0
-    entered = live & (lane == oldest) & enters
-    if tl.max(entered.to(tl.int32), 0) > 0:
-        before = _carried(carry, whole, tile, column, WIDTH, COLUMNS, BACK)
-        sums += tl.where(entered[:, None], before[None, :], 0.0)
-    return sums
 
 
 @triton.jit
@@ -369,14 +342,14 @@ def _store_rows(base, index, values, active, column, WIDTH: tl.constexpr, BY_BIT
 
 @triton.jit
 def _settings_kernel(settings, step, lr, scale, log_beta1, log_beta2, ADAM: tl.constexpr):
-    """Counts the step; settings: step, lr / (1 - beta1^t), 1 - beta2^t, scale of the gradient."""
+    """Counts the step; settings: step, lr / (1 - beta1^t), 1 / (1 - beta2^t), gradient's scale."""
     now = tl.load(step) + 1
     tl.store(step, now)
     rate, correction = tl.load(lr).to(tl.float32), now * 0 + 1
     if ADAM:  # in float64: 1 - 0.999 in float32 has three good digits fewer
         time = now.to(tl.float64)
         rate = (rate / (1 - tl.exp(time * log_beta1))).to(tl.float32)
-        correction = (1 - tl.exp(time * log_beta2)).to(tl.float32)
+        correction = (1 / (1 - tl.exp(time * log_beta2))).to(tl.float32)
     tl.store(settings, now)
     tl.store(settings + 1, rate)
     tl.store(settings + 2, correction)
@@ -385,107 +358,131 @@ def _settings_kernel(settings, step, lr, scale, log_beta1, log_beta2, ADAM: tl.c
 
 @triton.jit(do_not_specialize=["entries"])
 def _table_kernel(
-    table, first, row, second, squares, settings, grads, order, sorted_slots, last, carry, whole,
+    table, first, row, second, squares, settings, grads, order, sorted_slots, carry,
     entries, log2_beta1, log2_beta2, blend1, blend2, eps,
     RULE: tl.constexpr, ROWWISE: tl.constexpr, BY_BITS: tl.constexpr, WIDTH: tl.constexpr,
-    COLUMNS: tl.constexpr, TILE: tl.constexpr, BACK: tl.constexpr,
+    COLUMNS: tl.constexpr, TILE: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Rows of the runs that end in one tile: move them, or sum their squares."""
     STRIDE: tl.constexpr = 2 if RULE == "adam" and ROWWISE else 1  # numbers in `row`
-    tile = tl.program_id(0)
+    begin = tl.program_id(0) * TILE
     lane, column = tl.arange(0, TILE), tl.arange(0, COLUMNS)
-    place = tile * TILE + lane
-    live = tl.load(last + place, mask=place < entries, other=0) != 0
-    index = tl.load(sorted_slots + place, mask=live, other=0).to(tl.int64)
+    place = begin + lane
+    inside = place < entries
+    slot = tl.load(sorted_slots + place, mask=inside, other=-1)
+    newer = tl.load(sorted_slots + place + 1, mask=place + 1 < entries, other=-1)
+    older = tl.load(sorted_slots + place - 1, mask=inside & (lane > 0), other=-1)
+    before = tl.load(sorted_slots + begin - 1, mask=begin > 0, other=-1)
+    entry = tl.load(order + place, mask=inside, other=0)
+    if RULE != "norm":
+        now, rate = tl.load(settings), tl.load(settings + 1)
+        correction, scale = tl.load(settings + 2), tl.load(settings + 3)
+    live = slot != newer  # a run ends here
     total = 0.0
     if tl.max(live.to(tl.int32), 0) > 0:
-        if RULE != "norm":  # these loads fly while the gradient is summed
+        carried = tl.zeros([COLUMNS], tl.float32)
+        entered = live & (slot == before)
+        if tl.max(entered.to(tl.int32), 0) > 0:
+            carried = _sum_before(
+                grads, order, sorted_slots, carry, before, begin, column, WIDTH, BLOCK
+            )
+        # All loads of the common case, runs of one entry, fly together; those of gradients before
+        # the end of a run are for the cache.
+        sums = _rows(grads, entry, inside, column, WIDTH)
+        index = slot.to(tl.int64)
+        if RULE != "norm":
             weight = _rows(table, index, live, column, WIDTH)
             moment = _rows(first, index, live, column, WIDTH)
-            elapsed = tl.load(settings) - tl.load(row + index * STRIDE, mask=live, other=0.0)
+            elapsed = now - tl.load(row + index * STRIDE, mask=live, other=0.0)
             if STRIDE == 2:
                 power = tl.load(row + index * 2 + 1, mask=live, other=0.0)
             elif RULE == "adam":
                 power = _rows(second, index, live, column, WIDTH)
-        sums = _sums_of_tile(
-            grads, order, last, carry, whole, place, lane, live, tile, column, WIDTH, COLUMNS,
-            TILE, BACK,
-        )  # fmt: skip
+        back = 1
+        more = live & (older == slot)
+        while tl.max(more.to(tl.int32), 0) > 0:
+            entry = tl.load(order + place - back, mask=more, other=0)
+            sums += _rows(grads, entry, more, column, WIDTH)
+            back += 1
+            more = more & (lane >= back)
+            more = more & (tl.load(sorted_slots + place - back, mask=more, other=-1) == slot)
+        sums += tl.where(entered[:, None], carried[None, :], 0.0)
         if RULE == "norm":
-            total = tl.sum(sums * sums)
+            total = tl.sum(tl.where(live[:, None], sums * sums, 0.0))
         else:
             tl.debug_barrier()  # warps that hold the same row have all read it before one writes
-            sums *= tl.load(settings + 3)
+            sums *= scale
             moment = moment * tl.exp2(elapsed * log2_beta1)[:, None] + sums * blend1
-            rate = tl.load(settings + 1)
             if RULE == "momentum":
                 weight -= rate * moment
             elif STRIDE == 2:
                 mean = tl.sum(sums * sums, 1) / WIDTH
                 power = power * tl.exp2(elapsed * log2_beta2) + mean * blend2
-                root = tl.sqrt(power / tl.load(settings + 2)) + eps
+                root = tl.sqrt(power * correction) + eps
                 weight -= (rate / root)[:, None] * moment
                 tl.store(row + index * 2 + 1, power, mask=live)
             else:
                 power = power * tl.exp2(elapsed * log2_beta2)[:, None] + sums * sums * blend2
-                weight -= rate * moment / (tl.sqrt(power / tl.load(settings + 2)) + eps)
+                weight -= rate * moment / (tl.sqrt(power * correction) + eps)
                 _store_rows(second, index, power, live, column, WIDTH, BY_BITS)
-            tl.store(row + index * STRIDE, elapsed * 0 + tl.load(settings), mask=live)
+            tl.store(row + index * STRIDE, elapsed * 0 + now, mask=live)
             _store_rows(first, index, moment, live, column, WIDTH, BY_BITS)
             _store_rows(table, index, weight, live, column, WIDTH, BY_BITS)
     if RULE == "norm":
-        tl.store(squares + tile, total)
+        tl.store(squares + tl.program_id(0), total)
 
 
 def _tile(width: int) -> dict[str, int]:
-    """Launch options: tiles of about 2,048 numbers, eight of them a thread."""
+    """Launch options: 16 numbers a thread, and one warp if it can be: that waits for no other."""
     columns = power_of_two(width)
-    tile = max(16, min(64, 2048 // columns))
-    warps = max(1, min(8, tile * columns // 256))
+    tile = max(4, min(BLOCK, 512 // columns))
+    warps = max(1, min(8, tile * columns // 512))
     return dict(WIDTH=width, COLUMNS=columns, TILE=tile, num_warps=warps)
 
 
 def _launch_sort(slots: Tensor, grads: Tensor) -> tuple[Tensor, ...]:
-    """Sort the slots, mark the runs, and sum what crosses tiles."""
+    """Sort the slots and sum what crosses blocks."""
     entries, width = grads.shape
-    _, _, last, carry, whole = results = _fake_sort(slots, grads)
+    _, _, carry = results = _fake_sort(slots, grads)
     if not entries:
         return results
     sorted_slots, order = slots.int().sort(stable=True)
-    _ends_kernel[(triton.cdiv(entries, 1024),)](sorted_slots, last, entries, 1024)
-    _carry_kernel[(len(whole),)](carry, whole, grads, order, last, entries, **_tile(width))
-    return order, sorted_slots, last, carry, whole
+    tile = _tile(width)
+    _carry_kernel[(len(carry),)](
+        *(carry, grads, order, sorted_slots, entries),
+        *(width, tile["COLUMNS"], BLOCK),
+        num_warps=tile["num_warps"],
+    )
+    return order, sorted_slots, carry
 
 
 def _fake_sort(slots: Tensor, grads: Tensor) -> tuple[Tensor, ...]:
-    """Order, sorted slots, ends, carried sums, passed tiles: all sizes are known beforehand."""
+    """Order, sorted slots, sums of runs that cross blocks: all sizes are known beforehand."""
     entries, width = grads.shape
-    tiles = triton.cdiv(entries, _tile(width)["TILE"])
     return (
         slots.new_empty(entries, dtype=torch.int64),
         slots.new_empty(entries, dtype=torch.int32),
-        slots.new_empty(entries, dtype=torch.int8),
-        slots.new_empty((tiles, width), dtype=torch.float32),
-        slots.new_empty(tiles, dtype=torch.int8),
+        slots.new_empty((triton.cdiv(entries, BLOCK), width), dtype=torch.float32),
     )
 
 
 def _launch_rows(rule: str, state: tuple, settings, squares, slots, grads, runs, numbers) -> None:
     """The table kernel over all tiles."""
-    order, sorted_slots, last, carry, whole = runs
-    _table_kernel[(len(whole),)](
-        *(*state, squares, settings, grads, order, sorted_slots, last, carry, whole),
+    tile = _tile(grads.shape[-1])
+    _table_kernel[(triton.cdiv(len(slots), tile["TILE"]),)](
+        *(*state, squares, settings, grads, *runs),
         *(len(slots), *numbers),
         RULE=rule,
         ROWWISE=state[3] is None,
         BY_BITS=INTERPRETED,
-        BACK=32,
-        **_tile(grads.shape[-1]),
+        BLOCK=BLOCK,
+        **tile,
     )
 
 
 def _launch_norm(slots: Tensor, grads: Tensor, *runs: Tensor) -> Tensor:
-    squares = grads.new_empty(len(runs[-1]), dtype=torch.float32)
+    tiles = triton.cdiv(len(slots), _tile(grads.shape[-1])["TILE"])
+    squares = grads.new_empty(tiles, dtype=torch.float32)
     if len(slots):
         _launch_rows("norm", (None,) * 4, None, squares, slots, grads, runs, (0.0,) * 5)
     return squares.sum()
@@ -505,9 +502,9 @@ def _launch_update(table, first, row, second, step, slots, grads, *rest) -> None
     _launch_rows(rule, state, settings, None, slots, grads, runs, numbers)
 
 
-_RUNS = "Tensor order, Tensor sorted_slots, Tensor last, Tensor carry, Tensor whole"
+_RUNS = "Tensor order, Tensor sorted_slots, Tensor carry"
 _sort_rows = operator(
-    "sort_rows(Tensor slots, Tensor grads) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
+    "sort_rows(Tensor slots, Tensor grads) -> (Tensor, Tensor, Tensor)",
     _launch_sort,
     _fake_sort,
 )

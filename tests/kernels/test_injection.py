@@ -5,8 +5,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from engram_kernels import injection_forward
 from engram_kernels.injection import conv_of_window, conv_scale, inject, inject_after
 
+ROOT = 4  # the gate's root has a slope without bound at zero: scores near it lose digits
 TWO = settings(max_examples=8, deadline=None, derandomize=True)
 
 
@@ -67,7 +69,23 @@ def test_inject_equals_its_reference(case, device, assert_close):
     grad = torch.randn_like(given[0])
     expected = run(case, given, ids, "torch", grad)
     for got, want in zip(run(case, given, ids, "triton", grad), expected, strict=True):
-        assert_close(got, want)
+        assert_close(got, want, factor=ROOT)
+
+
+@TWO
+@given(case=cases())
+def test_a_walk_equals_the_reference(case, device, assert_close):
+    """Many tokens go through one kernel, which these few would not."""
+    case["taps"] = case["taps"] or 3
+    given, ids = tensors(case, device)
+    grad = torch.randn_like(given[0])
+    expected = run(case, given, ids, "torch", grad)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(injection_forward, "WALK_FROM", 0)
+        patch.setattr(injection_forward, "WALK_STEPS", 2)
+        found = run(case, given, ids, "triton", grad)
+    for got, want in zip(found, expected, strict=True):
+        assert_close(got, want, factor=ROOT)
 
 
 @settings(max_examples=4, deadline=None, derandomize=True)
@@ -247,21 +265,12 @@ KERNELS = [
     (
         BACKWARD,
         "_gate_backward",
-        dict(grad=BF, hidden=BF, keys_value=BF, prepared=F, coefficients=F, grad_value=F,
+        dict(grad=BF, hidden=BF, keys_value=BF, prepared=F, coefficients=F, grad_value=BF,
              grad_hidden=BF, grad_keys_value=BF, partial=F, tokens="i32"),
         dict(**SHAPE, GROUPS=2, RESIDUAL=True, TILES=8, BT=2, BD=512),
         ["grad", "hidden", "keys_value", "prepared", "grad_value", "grad_hidden",
          "grad_keys_value", "partial"],
         dict(num_warps=2),
-    ),
-    (
-        BACKWARD,
-        "_conv_backward",
-        dict(grad=BF, keys_value=BF, numbers=F, ids="*i64", prepared=F, grad_value=F, sums=F,
-             partial=F, tokens="i32", positions="i32", chunks="i32", length="i32"),
-        dict(**SHAPE, TAPS=4, DILATION=3, MASKED=True, GROUP=2, BD=128),
-        ["grad", "keys_value", "prepared", "grad_value", "partial"],
-        dict(num_warps=1),
     ),
 ]  # fmt: skip
 
@@ -272,7 +281,28 @@ def test_compiles_for_hopper_with_wide_loads_and_no_spills(compile_ahead):
         assert report["local"] == 0, (kernel[1], report)
 
 
-SMALL_KERNELS = [
+# small, or with so much of each channel in registers that a thread has but two to four of them
+OTHER_KERNELS = [
+    (
+        FORWARD,
+        "_walk_forward",
+        dict(hidden=BF, keys_value=BF, q_weight=BF, k_weight=BF, conv_weight=BF, norm_weight=BF,
+             prepared=F, ids="*i64", out=BF, gates=F, numbers=F, positions="i32", chunks="i32",
+             length="i32", eps="fp32", conv_eps="fp32"),
+        dict(**SHAPE, TAPS=4, DILATION=3, LINEAR=False, COPYSIGN=False, MASKED=True, RESIDUAL=True,
+             BD=512),
+        ["hidden", "keys_value", "q_weight", "k_weight", "norm_weight", "prepared", "out"],
+        dict(num_warps=4),
+    ),
+    (
+        BACKWARD,
+        "_conv_backward",
+        dict(grad=BF, keys_value=BF, numbers=F, ids="*i64", prepared=F, grad_value=BF, sums=F,
+             partial=F, tokens="i32", positions="i32", chunks="i32", length="i32"),
+        dict(**SHAPE, TAPS=4, DILATION=3, MASKED=True, GROUP=2, BD=128, AHEAD=4),
+        ["grad", "keys_value", "prepared", "grad_value", "partial"],
+        dict(num_warps=1),
+    ),
     (
         BACKWARD,
         "_coefficients_of_sums",
@@ -302,7 +332,7 @@ SMALL_KERNELS = [
 ]  # fmt: skip
 
 
-def test_small_kernels_compile_for_hopper_without_spills(compile_ahead):
-    for kernel, report in zip(SMALL_KERNELS, compile_ahead(SMALL_KERNELS), strict=True):
+def test_other_kernels_compile_for_hopper_without_spills(compile_ahead):
+    for kernel, report in zip(OTHER_KERNELS, compile_ahead(OTHER_KERNELS), strict=True):
         assert report["cubin"] > 0, (kernel[1], report)
         assert report["local"] == 0, (kernel[1], report)

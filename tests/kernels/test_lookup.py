@@ -43,6 +43,8 @@ def test_slots_of_all_layers_in_one_launch(batch, positions, orders, heads, laye
     for layer in range(layers):
         expected = hasher.slots(ids.cpu().numpy(), layer)
         assert torch.equal(slots[layer].cpu(), torch.as_tensor(expected))
+    for backend in ("torch", "triton"):
+        assert torch.equal(ngram_slots(ids, *made, 2, backend=backend, history=False), slots)
     one = [tensor[0] for tensor in made]
     assert torch.equal(ngram_slots(window, *one, 2, backend="triton"), slots[0])
 
@@ -185,7 +187,7 @@ def test_compiles_for_hopper_with_wide_loads_and_no_spills(compile_ahead):
 def test_slots_kernel_compiles_for_hopper_without_spills(compile_ahead):
     names = ("ids", "multipliers", "primes", "offsets", "pad", "out")
     signature = dict.fromkeys(names, "*i64") | dict(tokens="i32", positions="i32")
-    shape = dict(ORDERS=3, HEADS=8, HEADS_P=8, LAYERS=2, BLOCK=64)
+    shape = dict(ORDERS=3, HEADS=8, HEADS_P=8, LAYERS=2, HISTORY=2, BLOCK=64)
     kernel = ("engram_kernels.hashing", "_slots_kernel", signature, shape, names, {"num_warps": 2})
     [report] = compile_ahead([kernel])
     assert report["cubin"] > 0 and report["local"] == 0, report

@@ -59,7 +59,7 @@ def compare(op, inputs, settings, shapes, check):
     ):  # single entries of base's and scale's may cancel to nothing: as one vector
         small = [torch.cat(sums[2:]) for sums in (derived, expected_derived)]
         derived, expected_derived = derived[:2], expected_derived[:2]
-        check(*small)
+        check(*small, factor=4)  # few numbers, each the sum over all tokens of terms that cancel
     for actual, wanted in zip(derived, expected_derived, strict=True):
         check(actual, wanted)
 

@@ -211,7 +211,7 @@ def test_operators_are_registered(device):
 def kernel(rule: str, width: int, dtype: str, rowwise=True) -> tuple:
     """Arguments of `compile_ahead` for the table kernel."""
     signature = dict(
-        **dict(order="*i64", sorted_slots="*i32", last="*i8", whole="*i8", entries="i32"),
+        **dict(order="*i64", sorted_slots="*i32", entries="i32"),
         **dict.fromkeys(("table", "grads"), f"*{dtype}"),
         **dict.fromkeys(("first", "row", "settings", "squares", "carry", "second"), "*fp32"),
         **dict.fromkeys(("log2_beta1", "log2_beta2", "blend1", "blend2", "eps"), "fp32"),
@@ -224,7 +224,7 @@ def kernel(rule: str, width: int, dtype: str, rowwise=True) -> tuple:
         del signature[name]
     tile = tu._tile(width)
     constants = dict(
-        **dict(RULE=rule, ROWWISE=rowwise, BY_BITS=False, BACK=32),
+        **dict(RULE=rule, ROWWISE=rowwise, BY_BITS=False, BLOCK=tu.BLOCK),
         **dict(WIDTH=width, COLUMNS=tile["COLUMNS"], TILE=tile["TILE"]),
         **dict.fromkeys(absent),
     )
@@ -241,12 +241,12 @@ def test_kernels_compile_ahead_of_time(compile_ahead):
         kernel("norm", 80, "bf16"),
         kernel("adam", 256, "bf16"),
     ]
-    pointers = dict(carry="*fp32", whole="*i8", grads="*bf16", order="*i64", last="*i8")
+    pointers = dict(carry="*fp32", grads="*bf16", order="*i64", sorted_slots="*i32")
     cases.append(
         (
             *("engram_kernels.table_update", "_carry_kernel", {**pointers, "entries": "i32"}),
-            dict(WIDTH=80, COLUMNS=128, TILE=16),
-            *(["carry", "grads", "order"], {"num_warps": 8}),
+            dict(WIDTH=80, COLUMNS=128, BLOCK=tu.BLOCK),
+            *(["carry", "grads", "order"], {"num_warps": 1}),
         )
     )
     reports = compile_ahead(cases)
@@ -259,12 +259,10 @@ def test_kernels_compile_ahead_of_time(compile_ahead):
 
 def test_small_kernels_compile_ahead_of_time(compile_ahead):
     module = "engram_kernels.table_update"
-    marked = dict(sorted_slots="*i32", last="*i8", entries="i32")
     counted = dict.fromkeys(("settings", "step", "lr", "scale"), "*fp32")
     counted |= dict.fromkeys(("log_beta1", "log_beta2"), "fp32")
     reports = compile_ahead(
         [
-            (module, "_ends_kernel", marked, dict(BLOCK=1024), ["sorted_slots", "last"], {}),
             (module, "_settings_kernel", counted, dict(ADAM=True), [], {"num_warps": 1}),
         ]
     )
