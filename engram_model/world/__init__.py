@@ -2,7 +2,8 @@
 
 World            the documents of a seed, by index
 parse_spec       `world:?seed=0&tokens=1M` -> WorldSpec
-export           write train and valid files
+suites           World -> tasks by name, each a list of questions
+export           write train, valid and suites to files
 token_labels     character spans -> the kind of span of each token
 """
 
@@ -10,6 +11,7 @@ from .export import export
 from .labels import token_labels, token_spans
 from .record import QA_TYPES, SPAN_TYPES
 from .spec import WorldSpec, parse_spec
+from .suites import suites
 from .world import FAMILIES, SPLITS, VERSION, World
 
 __all__ = [
@@ -22,6 +24,7 @@ __all__ = [
     "WorldSpec",
     "export",
     "parse_spec",
+    "suites",
     "token_labels",
     "token_spans",
 ]

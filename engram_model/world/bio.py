@@ -1,4 +1,4 @@
-"""Family `bio`: six facts about a known person, in any order and wording.
+"""Family `bio`: all facts about a known person, in any order and wording.
 
 The first full name is an n-gram to complete; later ones are copies of it; each value is a fact.
 """
@@ -6,7 +6,7 @@ The first full name is an n-gram to complete; later ones are copies of it; each 
 from typing import TYPE_CHECKING
 
 from .dice import Dice
-from .people import RELATIONS, Person
+from .people import Person
 from .record import Draft, Record
 from .statements import add_statement
 from .tiers import NEVER, TIERS, repeat_to
@@ -33,7 +33,7 @@ def write(world: "World", person: Person, dice: Dice, name: str) -> Draft:
     """One biography of `person`."""
     draft = Draft()
     first: Record | None = None
-    for relation in dice.sample(RELATIONS, len(RELATIONS)):
+    for relation in dice.sample(list(person.facts), len(person.facts)):
         if first:
             draft.add(" ")
         pronoun = person.pronoun if first and dice.below(3) == 0 else None

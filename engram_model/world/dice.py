@@ -16,6 +16,8 @@ STREAMS = {
     "valid order": 4,
     "train": 5,
     "valid": 6,
+    "mentors": 7,
+    "suites": 8,
 }
 _WORD = 1 << 64
 _REFILL = 96

@@ -1,23 +1,27 @@
 """Who lives in the world: people, their names, their facts and how often these are told."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import pairwise
 
 from .dice import Dice
-from .tiers import NEVER, assign_tiers
+from .tiers import NEVER, TIERS, assign_tiers
 from .words import MONTHS, new_word
 
 MIN_PEOPLE = 40  # fewer leave a tier without anybody to ask about
 RELATIONS = ("birth_city", "birth_date", "university", "major", "employer", "work_city")
+MENTOR = "mentor"
 COMPANY = ("Works", "Mills", "Press", "Bank", "Guild", "Line", "Brothers", "Foundry")
 SCHOOL = ("College", "Academy", "Institute", "Hall")
 
 
 @dataclass(frozen=True)
 class Person:
-    """A person. `facts` has one value for each of `RELATIONS`.
+    """A person. `facts` has one value for each of `RELATIONS`, and the name of the mentor.
 
     asked: training asks about this person. Half of the person's documents are then questions; the
     others are asked about in valid only, so that an answer has to come from a biography.
+    contradicted: training has passages in which other facts are stated of this person.
+    mentor: the place of the mentor among the people of the world, if there is one.
     """
 
     id: str
@@ -26,7 +30,13 @@ class Person:
     pronoun: str
     tier: int
     asked: bool
+    contradicted: bool
     facts: dict[str, str]
+    mentor: int | None = None
+
+    @property
+    def first_names(self) -> str:
+        return self.name.removesuffix(f" {self.surname}")
 
 
 class Pools:
@@ -102,13 +112,12 @@ def make_people(seed: int, pools: Pools, people: int) -> list[Person]:
     dice = Dice(seed, "people")
     tiers = assign_tiers(people, least=4)  # one of four is asked about
     tiers += [NEVER] * (len(pools.surnames) - people)
-    return [
-        _make_person(dice, pools, number, tier, asked=tier >= 4 and number % 4 == 0)
-        for number, tier in enumerate(tiers)
-    ]
+    made = [_make_person(dice, pools, number, tier) for number, tier in enumerate(tiers)]
+    _assign_mentors(Dice(seed, "mentors"), made)
+    return made
 
 
-def _make_person(dice: Dice, pools: Pools, number: int, tier: int, asked: bool) -> Person:
+def _make_person(dice: Dice, pools: Pools, number: int, tier: int) -> Person:
     surname = pools.surnames[number]
     names = dice.sample(pools.first_names, 2 if number % 8 == 1 else 1)
     facts = {relation: pools.draw(dice, relation) for relation in RELATIONS}
@@ -119,6 +128,21 @@ def _make_person(dice: Dice, pools: Pools, number: int, tier: int, asked: bool) 
         surname=surname,
         pronoun=dice.pick(("He", "She")),
         tier=tier,
-        asked=asked,
+        asked=tier >= 4 and number % 4 == 0,
+        contradicted=tier >= 4 and number % 4 == 3,
         facts=facts,
     )
+
+
+def _assign_mentors(dice: Dice, people: list[Person]) -> None:
+    """Line up each tier in random order; everyone is the mentor of the next.
+
+    So nobody is their own mentor by any path, and a name is told as a mentor's as often as its own
+    tier says.
+    """
+    for tier in TIERS:
+        numbers = [number for number, person in enumerate(people) if person.tier == tier]
+        for mentor, number in pairwise(dice.sample(numbers, len(numbers))):
+            person = people[number]
+            facts = {**person.facts, MENTOR: people[mentor].name}
+            people[number] = replace(person, facts=facts, mentor=mentor)

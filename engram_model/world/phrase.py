@@ -5,11 +5,12 @@ word after the stem on, the rest follows from the words just before: an n-gram.
 """
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from .dice import Dice
-from .record import Draft, Record
+from .record import Draft
 from .tiers import TIERS, assign_tiers, repeat_to
 from .words import ADJECTIVES, NOUNS, VERBS, WORKERS
 
@@ -102,6 +103,11 @@ def units(world: "World", split: str) -> list[Phrase]:
 
 def write(world: "World", phrase: Phrase, dice: Dice, name: str) -> Draft:
     """Three sentences of chance words; one of them ends with the phrase."""
+    return in_context(dice, lambda draft: _add_phrase(draft, phrase))
+
+
+def in_context(dice: Dice, add_phrase: Callable[[Draft], None]) -> Draft:
+    """Three sentences of chance words; one of them ends with what `add_phrase` writes."""
     draft = Draft()
     home = dice.below(3)
     for place in range(3):
@@ -110,9 +116,17 @@ def write(world: "World", phrase: Phrase, dice: Dice, name: str) -> Draft:
         draft.add(before)
         if place == home:
             draft.add(" ")
-            _add_phrase(draft, phrase)
+            add_phrase(draft)
         draft.add(after)
     return draft
+
+
+def add_opening(draft: Draft, phrase: Phrase) -> None:
+    """The stem and the word at the branching point, with a space after each."""
+    draft.mark(phrase.stem, "phrase_stem", "none", entity_id=phrase.id, tier=phrase.tier)
+    draft.add(" ")
+    draft.mark(phrase.branch, "phrase_branch", "none", entity_id=phrase.id, tier=phrase.tier)
+    draft.add(" ")
 
 
 def _context(dice: Dice) -> tuple[str, str]:
@@ -125,9 +139,5 @@ def _context(dice: Dice) -> tuple[str, str]:
 
 
 def _add_phrase(draft: Draft, phrase: Phrase) -> None:
-    labels: Record = {"entity_id": phrase.id, "tier": phrase.tier}
-    draft.mark(phrase.stem, "phrase_stem", "none", **labels)
-    draft.add(" ")
-    draft.mark(phrase.branch, "phrase_branch", "none", **labels)
-    draft.add(" ")
-    draft.mark(phrase.tail, "phrase_tail", "ngram", **labels)
+    add_opening(draft, phrase)
+    draft.mark(phrase.tail, "phrase_tail", "ngram", entity_id=phrase.id, tier=phrase.tier)

@@ -4,16 +4,16 @@ from typing import TYPE_CHECKING
 
 from .bio import bios, name_span, value_span
 from .dice import Dice
+from .options import add_values
 from .people import RELATIONS, Person
 from .record import Draft, Record
-from .statements import add_question
+from .statements import QUESTIONS, add_question
 from .tiers import NEVER, TIERS, repeat_to
 
 if TYPE_CHECKING:
     from .world import World
 
 VALID_PER_TIER = 200
-OPTIONS = 4
 
 
 def units(world: "World", split: str) -> list[Person]:
@@ -28,27 +28,24 @@ def units(world: "World", split: str) -> list[Person]:
 
 
 def write(world: "World", person: Person, dice: Dice, name: str) -> Draft:
-    """All six facts of `person`, each as a question and its answer."""
+    """Six facts of `person`, each as a question and its answer."""
     draft = Draft()
     first: Record | None = None
     for relation in dice.sample(RELATIONS, len(RELATIONS)):
-        if first:
-            draft.add("\n\n")
-        before = len(draft.spans)
-        prompt, answer = add_question(
-            draft, dice, relation, name_span(person, first), value_span(person, relation)
-        )
-        first = first or draft.spans[before]
-        options = _options(world, dice, relation, answer)
-        draft.ask(prompt, answer, options, needs_memory=True, tier=person.tier)
+        draft.add("\n\n" if first else "")
+        subject = ask_fact(draft, world, dice, person, relation, first)
+        first = first or subject
     return draft
 
 
-def _options(world: "World", dice: Dice, relation: str, answer: str) -> list[str]:
-    """The answer among other values of the same relation, in random order."""
-    options = [answer]
-    while len(options) < OPTIONS:
-        other = " " + world.pools.draw(dice, relation)
-        if other not in options:
-            options.append(other)
-    return dice.sample(options, OPTIONS)
+def ask_fact(
+    draft: Draft, world: "World", dice: Dice, person: Person, relation: str, first: Record | None
+) -> Record:
+    """One question and its answer; returns the span of the name. first: where that stood before."""
+    place = len(draft.spans)
+    prompt, answer = add_question(
+        draft, dice, QUESTIONS[relation], name_span(person, first), value_span(person, relation)
+    )
+    options = add_values(world, dice, relation, answer)
+    draft.ask(prompt, answer, options, needs_memory=True, tier=person.tier)
+    return draft.spans[place]

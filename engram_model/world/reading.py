@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from .dice import Dice
 from .people import RELATIONS, fresh_value
 from .record import Draft, Record
-from .statements import add_question, add_statement
+from .statements import QUESTIONS, add_question, add_statement
 from .words import new_word
 
 if TYPE_CHECKING:
@@ -31,23 +31,28 @@ def write(world: "World", unit: None, dice: Dice, name: str) -> Draft:
     draft = Draft()
     relations = dice.sample(RELATIONS, FACTS)
     taken = set(world.pools.taken)
-    names = [_fresh_name(world, dice, f"{name}:{i}", taken) for i in range(PEOPLE)]
-    values = [[_fresh_fact(dice, r, who, taken) for r in relations] for who in names]
-    _write_passage(draft, dice, relations, names, values)
+    names = [fresh_name(world, dice, f"{name}:{i}", taken) for i in range(PEOPLE)]
+    values = [[fresh_fact(dice, r, who, taken) for r in relations] for who in names]
+    add_passage(draft, dice, relations, names, values)
     passage = draft.text
     for column, relation in enumerate(relations):
         draft.add("\n\n")
         number = dice.below(PEOPLE)
-        prompt, answer = add_question(draft, dice, relation, names[number], values[number][column])
+        prompt, answer = add_question(
+            draft, dice, QUESTIONS[relation], names[number], values[number][column]
+        )
         options = dice.sample([" " + row[column]["text"] for row in values], PEOPLE)
         draft.ask(f"{passage}\n\n{prompt}", answer, options, needs_memory=False)
     return draft
 
 
-def _write_passage(
+def add_passage(
     draft: Draft, dice: Dice, relations: list[str], names: list[Record], values: list[list[Record]]
 ) -> None:
-    """All the facts in any order; what has been written becomes the source of its copies."""
+    """State values[i][j] of names[i] for relations[j], in any order.
+
+    What has been written becomes the source of its later copies.
+    """
     cells = [(i, j) for i in range(len(names)) for j in range(len(relations))]
     for place, (i, j) in enumerate(dice.sample(cells, len(cells))):
         draft.add(" " if place else "")
@@ -58,16 +63,18 @@ def _write_passage(
 
 
 def _copy_from(span: Record, source: Record) -> None:
-    if "source" not in span:
+    if not span.get("source"):
         span.update(mechanism="copy", source=source)
 
 
-def _fresh_name(world: "World", dice: Dice, entity_id: str, taken: set[str]) -> Record:
+def fresh_name(world: "World", dice: Dice, entity_id: str, taken: set[str]) -> Record:
+    """How the name of a new person is marked."""
     text = f"{dice.pick(world.pools.first_names)} {new_word(dice, 2, taken)}"
     return {"text": text, "kind": "name", "mechanism": "none", "entity_id": entity_id}
 
 
-def _fresh_fact(dice: Dice, relation: str, who: Record, taken: set[str]) -> Record:
+def fresh_fact(dice: Dice, relation: str, who: Record, taken: set[str]) -> Record:
+    """How a new value is marked, when it is told of `who`."""
     return {
         "text": fresh_value(dice, relation, taken),
         "kind": relation,

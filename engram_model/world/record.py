@@ -23,6 +23,7 @@ QA_TYPES = {  # options: a list of strings
     "needs_memory": "bool",
     "hops": "int64",
     "tier": "int64",
+    "memory_answer": "string",
 }
 
 
@@ -51,7 +52,7 @@ class Draft:
         needs_memory: bool | None = None,
         source: Record | None = None,
     ) -> Record:
-        """Add `text` as a span. `source`: the earlier span it copies.
+        """Add `text` as a span. `source`: the earlier span it copies or is worked out from.
 
         Unless told otherwise, memory is needed where the mechanism is `ngram` or `fact`.
         """
@@ -83,8 +84,13 @@ class Draft:
         needs_memory: bool,
         tier: int | None = None,
         hops: int = 1,
+        memory_answer: str | None = None,
     ) -> None:
-        """Add a question to `qa`; `prompt + answer` reads on without a join."""
+        """Add a question to `qa`; `prompt + answer` reads on without a join.
+
+        hops: facts to follow or steps to work out. memory_answer: what training says where the text
+        says otherwise.
+        """
         self.qa.append(
             {
                 "prompt": prompt,
@@ -93,8 +99,18 @@ class Draft:
                 "needs_memory": needs_memory,
                 "hops": hops,
                 "tier": tier,
+                "memory_answer": memory_answer,
             }
         )
+
+    def split(self, span: Record, left: int, right: int, **changes: Any) -> None:
+        """Cut a span in two: `left` characters of its start, and `right` of its end.
+
+        changes: what differs in the second part.
+        """
+        rest = {**span, "start": span["end"] - right, **changes}
+        span["end"] = span["start"] + left
+        self.spans.insert(self.spans.index(span) + 1, rest)
 
     @property
     def text(self) -> str:

@@ -1,14 +1,16 @@
 """How facts are worded: statements and questions, shared by every family about people.
 
-In a statement the name always comes before the value, so that the value can be known.
+In a statement the name always comes before the value, so that the value can be known. A form is a
+template cut at its places: ("The field of ", "{name}", " is ", "{value}", ".").
 """
 
 import re
+from collections.abc import Callable, Mapping
 
 from .dice import Dice
 from .record import Draft, Record
 
-STATEMENTS = {
+_STATEMENTS = {
     "birth_city": (
         "{name} was born in {value}.",
         "{name} was born and raised in {value}.",
@@ -51,8 +53,15 @@ STATEMENTS = {
         "The office of {name} is in {value}.",
         "The place of work of {name} is {value}.",
     ),
+    "mentor": (
+        "{name} learned the trade from {value}.",
+        "{name} was an apprentice of {value}.",
+        "{name} took advice from {value}.",
+        "The mentor of {name} is {value}.",
+        "The guide and mentor of {name} was {value}.",
+    ),
 }
-QUESTIONS = {
+_QUESTIONS = {
     "birth_city": (
         "Where was {name} born?",
         "In which town was {name} born?",
@@ -83,15 +92,39 @@ QUESTIONS = {
         "Where is the office of {name}?",
         "Where does {name} go to work?",
     ),
+    "mentor": (
+        "Who is the mentor of {name}?",
+        "Whose apprentice was {name}?",
+        "From whom did {name} learn the trade?",
+    ),
 }
 
 
-def _cut(template: str) -> tuple[str, ...]:
+Form = tuple[str, ...]
+
+
+def _forms(
+    texts: Mapping[str, tuple[str, ...]], reword: Callable[[str], str] = str
+) -> dict[str, tuple[Form, ...]]:
+    return {key: tuple(_cut(reword(text)) for text in forms) for key, forms in texts.items()}
+
+
+def _cut(template: str) -> Form:
     return tuple(part for part in re.split(r"(\{\w+\})", template) if part)
 
 
-_STATEMENTS = {key: tuple(map(_cut, forms)) for key, forms in STATEMENTS.items()}
-_QUESTIONS = {key: tuple(map(_cut, forms)) for key, forms in QUESTIONS.items()}
+def _of_the_passage(text: str) -> str:
+    return f"According to the passage, {text[0].lower()}{text[1:]}"
+
+
+def _of_the_mentor(text: str) -> str:
+    return text.replace("{name}", "the mentor of {name}")
+
+
+STATEMENTS = _forms(_STATEMENTS)
+QUESTIONS = _forms(_QUESTIONS)
+PASSAGE_QUESTIONS = _forms(_QUESTIONS, _of_the_passage)
+MENTOR_QUESTIONS = _forms(_QUESTIONS, _of_the_mentor)
 
 
 def add_statement(
@@ -102,7 +135,7 @@ def add_statement(
     subject, value: the arguments of `Draft.mark`. pronoun: what may stand for a subject that opens
     the sentence (None: the subject itself).
     """
-    form = dice.pick(_STATEMENTS[relation])
+    form = dice.pick(STATEMENTS[relation])
     for part in form:
         if part == "{name}":
             if pronoun and part is form[0]:
@@ -117,12 +150,15 @@ def add_statement(
 
 
 def add_question(
-    draft: Draft, dice: Dice, relation: str, subject: Record, value: Record
+    draft: Draft, dice: Dice, forms: tuple[Form, ...], subject: Record, value: Record
 ) -> tuple[str, str]:
-    """Write `Question: ...`, `Answer: ...`; returns the prompt and the answer that completes it."""
+    """Write `Question: ...`, `Answer: ...`; returns the prompt and the answer that completes it.
+
+    forms: how it may be worded, such as `QUESTIONS[relation]`.
+    """
     start = len(draft.parts)
     draft.add("Question: ")
-    for part in dice.pick(_QUESTIONS[relation]):
+    for part in dice.pick(forms):
         if part == "{name}":
             draft.mark(**subject)
         else:

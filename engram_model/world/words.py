@@ -63,3 +63,11 @@ def new_word(dice: Dice, syllables: int, taken: set[str]) -> str:
         if word not in taken:
             taken.add(word)
             return word
+
+
+def new_words(dice: Dice, count: int) -> list[str]:
+    """`count` different lower-case pseudo-words of one or two syllables."""
+    words: dict[str, None] = {}
+    while len(words) < count:
+        words[pseudo_word(dice, 1 + dice.below(2))] = None
+    return list(words)

@@ -6,16 +6,44 @@ from itertools import count
 
 from engram_model.errors import UsageError
 
-from . import bio, phrase, question, reading
+from . import (
+    arith,
+    bio,
+    chain,
+    code,
+    conflict,
+    copy,
+    filler,
+    lookalike,
+    memory_chain,
+    phrase,
+    question,
+    reading,
+    recall,
+)
 from .dice import Dice, permutation
 from .people import MIN_PEOPLE, Person, Pools, make_people
 from .record import Record
 
-VERSION = 1  # raise it when any document changes
+VERSION = 2  # raise it when any document changes
 SPLITS = ("train", "valid")
 # A family is a module with `units(world, split)`: what an epoch tells, a unit a document; and
 # `write(world, unit, dice, name)`: the document.
-FAMILIES = {"bio": bio, "phrase": phrase, "question": question, "reading": reading}
+FAMILIES = {
+    "bio": bio,
+    "phrase": phrase,
+    "question": question,
+    "reading": reading,
+    "conflict": conflict,
+    "memory_chain": memory_chain,
+    "copy": copy,
+    "recall": recall,
+    "chain": chain,
+    "arith": arith,
+    "code": code,
+    "filler": filler,
+    "lookalike": lookalike,
+}
 
 
 class World:
@@ -84,7 +112,11 @@ class World:
 
     def _make_plan(self, split: str) -> list[tuple[str, object]]:
         check_split(split)
-        return [(f, unit) for f in self.families for unit in FAMILIES[f].units(self, split)]
+        plan = [(f, unit) for f in self.families for unit in FAMILIES[f].units(self, split)]
+        if not plan:
+            told = ", ".join(self.families)
+            raise UsageError(f"world: {split} has no documents of the family {told}; use valid")
+        return plan
 
     def _make_order(self, split: str, epoch: int) -> list[int]:
         n = len(self._plan(split))

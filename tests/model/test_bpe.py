@@ -68,6 +68,7 @@ def test_names_and_values_of_the_world_stay_several_tokens(tokenizer):
     world = World(seed=0)
     words = [word for person in world.people for word in person.name.split()]
     assert lengths(tokenizer, words).mean() >= 2
+    assert lengths(tokenizer, [p.name for p in world.people]).min() >= 3
     surnames = lengths(tokenizer, [p.surname for p in world.people])
     assert (surnames == 1).mean() < 0.005  # two worlds share a surname now and then
     for relation in ("birth_city", "birth_date", "university", "major", "employer", "work_city"):

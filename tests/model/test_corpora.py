@@ -116,7 +116,7 @@ def test_the_fingerprint_follows_the_content(jsonl):
     assert before == same != fingerprint(str(jsonl))
     assert load_corpus(str(jsonl))["text"][:] == ["other"]
     assert load_corpus(WORLD)._fingerprint == fingerprint(WORLD)
-    assert "world1-s0-p40-f300-all-train-1000" in fingerprint(WORLD)
+    assert "world2-s0-p40-f300-all-train-1000" in fingerprint(WORLD)
 
 
 def test_describe_names_what_fixes_the_content(jsonl):
@@ -124,7 +124,7 @@ def test_describe_names_what_fixes_the_content(jsonl):
     file, world = mixed["parts"]
     assert mixed["kind"] == "mixed" and file["kind"] == "json"
     assert file["files"][0]["name"] == "train.jsonl" and len(file["files"][0]["sha256"]) == 64
-    assert (world["seed"], world["generator_version"], world["split"]) == (3, 1, "train")
+    assert (world["seed"], world["generator_version"], world["split"]) == (3, 2, "train")
     json.dumps(mixed)
 
 

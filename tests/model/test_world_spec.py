@@ -3,7 +3,7 @@ import json
 import pytest
 
 from engram_model.errors import UsageError
-from engram_model.world import VERSION, WorldSpec, export, parse_spec
+from engram_model.world import VERSION, WorldSpec, export, parse_spec, suites
 
 
 def test_a_spec_names_every_setting():
@@ -45,11 +45,14 @@ def test_a_wrong_spec_gets_one_line(spec, say):
 
 def test_export_writes_both_splits(tmp_path):
     paths = export("world:?tokens=2K&people=40", tmp_path / "out", valid_tokens=500)
-    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["train.jsonl", "valid.jsonl"]
+    assert set(paths.values()) == {p for p in (tmp_path / "out").rglob("*") if p.is_file()}
     for split, tokens in (("train", 2000), ("valid", 500)):
         lines = paths[split].read_text(encoding="utf-8").splitlines()
         spec = WorldSpec(tokens=tokens, split=split, people=40)
         assert [json.loads(line) for line in lines] == list(spec.documents())
+    for name, items in suites(WorldSpec(people=40).world()).items():
+        lines = paths[f"suites/{name}"].read_text(encoding="utf-8").splitlines()
+        assert [json.loads(line) for line in lines] == items
 
 
 def test_a_broken_export_leaves_no_half_file(tmp_path, monkeypatch):
@@ -64,4 +67,4 @@ def test_a_broken_export_leaves_no_half_file(tmp_path, monkeypatch):
     with pytest.raises(OSError, match="No space left"):
         export("world:?tokens=9K&people=40", tmp_path)
     assert (tmp_path / "train.jsonl").read_bytes() == before
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["train.jsonl", "valid.jsonl"]
+    assert not list(tmp_path.rglob("*.part"))

@@ -9,11 +9,11 @@ from engram_app.console import number, print_text, say
 
 
 def world(
-    out: Annotated[Path, typer.Option(metavar="DIR", help="For train.jsonl and valid.jsonl.")],
+    out: Annotated[Path, typer.Option(metavar="DIR", help="For train, valid and suites/.")],
     seed: Annotated[int, typer.Option(min=0, help="Which world.")] = 0,
     tokens: Annotated[str, typer.Option(help="Size of train, 4 characters each.")] = "1M",
 ) -> None:
-    """Write the synthetic world: one document a line, with exact labels."""
+    """Write the synthetic world and its task suites: a document or a task a line."""
     from engram_model.world import export
     from engram_model.world.spec import WorldSpec
 
