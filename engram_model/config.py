@@ -22,13 +22,19 @@ class EngramConfig(DeepseekV3Config):
         engram_max_ngram_size: N; orders 2..N are looked up.
         engram_n_heads: hash heads per order.
         engram_head_dim: width of a row.
-        engram_vocab_size: base from which primes are searched: one for all orders, or one each.
+        engram_vocab_size: base from which primes are searched: one for all orders, or one each;
+            1: one row a head, which all n-grams read.
         engram_compressed_vocab_size: ids after compression (None: `vocab_size`, no compression).
         engram_pad_token_id: raw id that stands for a token before the start.
+        engram_hash: what the model gives its memories to hash: "ngram" the text's n-grams,
+            "position" those of the position ids, so that rows know nothing of the text.
         engram_seed: of the hash multipliers.
+        engram_multi_branch: a key and gate for each stream; False: one, of the streams collapsed as
+            attention reads them, and its result added to every stream.
         engram_kernel_size: taps of the short convolution; 0 leaves it out.
         engram_dilation: distance between taps (None: `engram_max_ngram_size`).
-        engram_gate: "sqrt" as released, "linear" as printed in the paper.
+        engram_gate: "sqrt" as released, "linear" as printed in the paper, "none" always 1 (the keys
+            stay, unused).
         engram_gate_zero: gate of a score of exactly zero, "sign" 0.5 or "copysign" (V4.1).
         engram_bias: biases on the key and value projection (only the public demo has them).
         engram_norm_eps: of the norms of hidden and key.
@@ -51,10 +57,12 @@ class EngramConfig(DeepseekV3Config):
     engram_vocab_size: int | list[int] = 646_400
     engram_compressed_vocab_size: int | None = None
     engram_pad_token_id: int = 2
+    engram_hash: Literal["ngram", "position"] = "ngram"
     engram_seed: int = 0
+    engram_multi_branch: bool = True
     engram_kernel_size: int = 4
     engram_dilation: int | None = None
-    engram_gate: Literal["sqrt", "linear"] = "sqrt"
+    engram_gate: Literal["sqrt", "linear", "none"] = "sqrt"
     engram_gate_zero: Literal["sign", "copysign"] = "sign"
     engram_bias: bool = False
     engram_norm_eps: float = 1e-20
@@ -111,6 +119,11 @@ class EngramConfig(DeepseekV3Config):
     def engram_columns(self) -> int:
         """Rows read by one position of one layer: (N-1) * heads."""
         return (self.engram_max_ngram_size - 1) * self.engram_n_heads
+
+    @property
+    def engram_branches(self) -> int:
+        """Keys, gates and results of one position of one layer."""
+        return self.hc_mult if self.engram_multi_branch else 1
 
     @property
     def engram_conv_window(self) -> int:

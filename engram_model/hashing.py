@@ -20,13 +20,15 @@ LAYER_STRIDE = 10_007
 
 @lru_cache(maxsize=32)
 def _primes(bases: tuple[int, ...], heads: int, layers: int) -> np.ndarray:
-    """Distinct primes [layers, orders, heads], searched upward from each base."""
+    """Distinct primes [layers, orders, heads], searched upward from each base; of base 1 all 1."""
     from sympy import nextprime
 
     taken: set[int] = set()
-    found = np.empty((layers, len(bases), heads), dtype=np.int64)
+    found = np.ones((layers, len(bases), heads), dtype=np.int64)
     for layer in range(layers):
         for order, base in enumerate(bases):
+            if base == 1:
+                continue
             prime = base - 1
             for head in range(heads):
                 prime = nextprime(prime)
@@ -45,7 +47,8 @@ class NgramHasher:
         layer_ids: 0-based layers that have a memory, in the model's order; no repeats.
         max_ngram_size: N; orders 2..N are hashed.
         n_heads: hash heads per order.
-        vocab_sizes: one base per order; primes are searched upward from it.
+        vocab_sizes: one base per order; primes are searched upward from it. A base of 1 is one row
+            a head, which all n-grams read.
         compressed_vocab_size: ids lie in [0, compressed_vocab_size).
         pad_id: compressed id that stands for a token before the start.
         seed: of the multipliers.
@@ -82,9 +85,9 @@ class NgramHasher:
                 f"max_ngram_size {self.max_ngram_size}, n_heads {self.n_heads}: "
                 "give at least 2-grams and one head"
             )
-        if len(self.vocab_sizes) != self.max_ngram_size - 1 or min(self.vocab_sizes) < 2:
+        if len(self.vocab_sizes) != self.max_ngram_size - 1 or min(self.vocab_sizes) < 1:
             raise UsageError(
-                f"vocab_sizes {self.vocab_sizes}: give one base of at least 2 for each of the "
+                f"vocab_sizes {self.vocab_sizes}: give one base of at least 1 for each of the "
                 f"orders 2..{self.max_ngram_size}"
             )
         if not 0 <= self.pad_id < self.compressed_vocab_size:

@@ -9,6 +9,7 @@ One position of one memory layer:
     out_m  = gate_m value + SiLU(conv(norm(gate_m value)))
 
 Table, rows and value are shared by the M residual streams; key, norms and gate are one per stream.
+Without `engram_multi_branch` all is as for one stream: the caller collapses them (M below is 1).
 Source: arXiv 2601.07372 sections 2.2-2.4 and its public code.
 """
 
@@ -83,7 +84,7 @@ class EngramMemory(nn.Module):
         self.keep_gates = False
         self.gates: Tensor | None = None
         hasher = config.hasher(pad_id=0)
-        streams, width = config.hc_mult, config.hidden_size
+        streams, width = config.engram_branches, config.hidden_size
         looked_up = config.engram_columns * config.engram_head_dim
         self.embed = _new_table(config, hasher.rows(layer_id))
         self.wkv = nn.Linear(looked_up, (streams + 1) * width, bias=config.engram_bias)
@@ -170,6 +171,8 @@ class EngramMemory(nn.Module):
             return "something listens to the memory's intermediates"
         if hidden.dtype not in KERNEL_DTYPES:
             return f"the kernels compute in float32, the streams are {hidden.dtype}"
+        if self.config.engram_gate == "none":
+            return "the kernels always gate"
         learns = hidden.requires_grad or any(weight.requires_grad for weight in self.parameters())
         if cache is not None and torch.is_grad_enabled() and learns:
             return "the kernels have no gradient through a cache"
@@ -179,7 +182,7 @@ class EngramMemory(nn.Module):
         """Lookup, product, gate and convolution as four kernels, five with a cache."""
         config = self.config
         rows = self._fused_rows(input_ids, cache, ahead)
-        keys_value = self.wkv(rows.flatten(-2)).unflatten(-1, (config.hc_mult + 1, -1))
+        keys_value = self.wkv(rows.flatten(-2)).unflatten(-1, (config.engram_branches + 1, -1))
         weights = (hidden, keys_value, self.q_weight, self.k_weight)
         settings = dict(
             dilation=config.engram_dilation,
@@ -215,7 +218,7 @@ class EngramMemory(nn.Module):
         key, value = self._tap("key", key), self._tap("value", value)
         text = (input_ids >= 0)[..., None]
         score = gate_score(hidden, key, self.q_weight, self.k_weight, config.engram_norm_eps)
-        gates = gate(self._tap("score", score), config.engram_gate, config.engram_gate_zero)
+        gates = self._gates(self._tap("score", score))
         gates = self._tap("gate", gates * text) * text  # a hook must not open what has no text
         out = gates.unsqueeze(-1) * value.unsqueeze(-2).float()
         if config.engram_kernel_size:
@@ -278,11 +281,16 @@ class EngramMemory(nn.Module):
         keys_value = self.wkv(rows.flatten(-2)).unflatten(-1, (shape[-2] + 1, shape[-1]))
         return keys_value[..., :-1, :], keys_value[..., -1, :]
 
+    def _gates(self, score: Tensor) -> Tensor:
+        if self.config.engram_gate == "none":
+            return torch.ones_like(score)
+        return gate(score, self.config.engram_gate, self.config.engram_gate_zero)
+
     def _conv(self, value: Tensor, gates: Tensor, cache) -> Tensor:
         config = self.config
         scale = conv_scale(gates, value, config.engram_conv_norm_eps)
         window = self._remember(cache)(torch.cat([value.float(), scale], -1))
-        value, scale = window.split([config.hidden_size, config.hc_mult], -1)
+        value, scale = window.split([config.hidden_size, config.engram_branches], -1)
         weights = (self.conv.weight, self.conv_norm.weight)
         return conv_of_window(value, scale, *weights, config.engram_dilation or 1)
 

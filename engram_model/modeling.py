@@ -80,6 +80,7 @@ class EngramDecoderLayer(DeepseekV3DecoderLayer):
         super().__init__(config, layer_idx)
         has_memory = layer_idx in config.engram_layer_ids
         self.engram = EngramMemory(config, layer_idx) if has_memory else None
+        self.multi_branch = config.engram_multi_branch
         streams = config.hc_mult > 1
         self.attn_hc = StreamMixing(config) if streams else None
         self.ffn_hc = StreamMixing(config) if streams else None
@@ -109,10 +110,13 @@ class EngramDecoderLayer(DeepseekV3DecoderLayer):
     ) -> Tensor:
         """The streams with what the memory adds."""
         assert self.engram is not None
-        given = (ids, kwargs.get("past_key_values"), ahead, True)
-        if hidden.ndim == 4:
-            return self.engram(hidden, *given)
-        return self.engram(hidden.unsqueeze(2), *given).squeeze(2)
+        given = (ids, kwargs.get("past_key_values"), ahead)
+        if self.attn_hc is None:
+            return self.engram(hidden.unsqueeze(2), *given, True).squeeze(2)
+        if self.multi_branch:
+            return self.engram(hidden, *given, True)
+        _, _, collapsed = self.attn_hc(hidden)
+        return hidden + self.engram(collapsed.unsqueeze(2), *given)
 
 
 def _site(streams: Tensor, mixing: nn.Module | None, block) -> Tensor:
@@ -240,7 +244,7 @@ class EngramModel(EngramPreTrainedModel):
         causal_mask, text_mask = self._masks(
             attention_mask, inputs_embeds, past_key_values, position_ids
         )
-        memory_ids = _text_only(ids, text_mask)
+        memory_ids = _text_only(self._hashed(ids, position_ids), text_mask)
         memory_ahead = self._look_ahead(memory_ids, past_key_values)
         position_embeddings = self.rotary_emb(inputs_embeds, position_ids)
         hidden_states = self.expand(inputs_embeds)
@@ -260,6 +264,12 @@ class EngramModel(EngramPreTrainedModel):
         return MoeModelOutputWithPast(
             last_hidden_state=hidden_states, past_key_values=past_key_values
         )
+
+    def _hashed(self, ids: Tensor | None, position_ids: Tensor) -> Tensor | None:
+        """What the memories hash: the text's ids, or as a control its positions in their place."""
+        if ids is None or self.config.engram_hash == "ngram":
+            return ids
+        return torch.where(ids < 0, ids, position_ids % self.config.vocab_size)
 
     def _look_ahead(self, ids: Tensor | None, cache) -> dict[int, Ahead | None]:
         """Start to fetch the rows of all memories whose tables are not on the device."""

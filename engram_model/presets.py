@@ -3,6 +3,10 @@
 The paper (arXiv 2601.07372, table 5) states layers, width, heads, experts and memory. It does not
 state the ranks and head sizes of attention nor the widths of experts and dense layers: those below
 are derived so that total, active and memory parameters come out as published.
+
+In a family trained here (nano, mini) all models have equal active parameters, and those with idle
+experts or a memory equal totals: a memory's rows replace routed experts, and the width of the
+dense layers (`intermediate_size`) makes up for its projections.
 """
 
 from typing import Any
@@ -51,8 +55,8 @@ _NANO: dict[str, Any] = dict(
     qk_rope_head_dim=16,
     v_head_dim=32,
     intermediate_size=256,
-    moe_intermediate_size=64,
-    n_routed_experts=14,
+    moe_intermediate_size=56,
+    n_routed_experts=16,
     num_experts_per_tok=4,
     n_shared_experts=1,
     first_k_dense_replace=1,
@@ -63,14 +67,36 @@ _NANO: dict[str, Any] = dict(
     hc_mult=4,
 )
 _NANO_MEMORY: dict[str, Any] = dict(
-    moe_intermediate_size=60,
-    n_routed_experts=12,
+    intermediate_size=144,
+    n_routed_experts=13,
     engram_layer_ids=[1],
     engram_max_ngram_size=3,
     engram_n_heads=4,
     engram_head_dim=8,
-    engram_vocab_size=6880,
+    engram_vocab_size=7040,
 )
+_MINI: dict[str, Any] = {
+    **_NANO,
+    **dict(
+        vocab_size=8192,
+        hidden_size=192,
+        kv_lora_rank=64,
+        qk_nope_head_dim=32,
+        v_head_dim=48,
+        intermediate_size=768,
+        moe_intermediate_size=96,
+        n_routed_experts=21,
+    ),
+}
+_MINI_MEMORY: dict[str, Any] = {
+    **_NANO_MEMORY,
+    **dict(
+        intermediate_size=552,
+        n_routed_experts=17,
+        engram_head_dim=16,
+        engram_vocab_size=12_060,
+    ),
+}
 _TINY: dict[str, Any] = dict(
     vocab_size=512,
     hidden_size=32,
@@ -96,6 +122,10 @@ PRESETS: dict[str, dict[str, Any]] = {
     "engram-40b": {**_PAPER, **_PAPER_MEMORY, "engram_vocab_size": 7_239_680},
     "moe-nano": _NANO,
     "engram-nano": {**_NANO, **_NANO_MEMORY},
+    "dense-mini": {**_MINI, "first_k_dense_replace": 8, "intermediate_size": 520},
+    "moe-mini": _MINI,
+    "engram-mini": {**_MINI, **_MINI_MEMORY},
+    "engram-mini-single": {**_MINI, **_MINI_MEMORY, "hc_mult": 1, "intermediate_size": 1208},
     "moe-tiny": {**_NANO, **_TINY},
     "engram-tiny": {**_NANO, **_NANO_MEMORY, **_TINY, **_TINY_MEMORY},
 }

@@ -101,6 +101,14 @@ def test_hash_in_torch_equals_numpy_for_any_batch():
     assert np.array_equal(slots.numpy(), small_hasher().slots(ids, 3))
 
 
+def test_hash_of_base_one_is_one_row_a_head():
+    hasher = NgramHasher([1, 3], 3, 2, [1, 101], compressed_vocab_size=100, pad_id=2)
+    assert hasher.primes(3)[0].tolist() == [1, 1]
+    assert hasher.primes(1)[1].tolist() == small_hasher().primes(1)[0].tolist()
+    slots = hasher.slots(np.arange(9), 3)
+    assert (slots[:, :2] == [0, 1]).all() and (slots[:, 2:] >= 2).all()
+
+
 def test_hash_of_no_positions():
     assert small_hasher().slots(np.empty((2, 0), dtype=np.int64), 1).shape == (2, 0, 4)
 
@@ -117,6 +125,7 @@ def test_hash_refuses_ids_out_of_range(bad):
         ({"layer_ids": [1, 1]}, "each layer once"),
         ({"layer_ids": [-1]}, "none negative"),
         ({"vocab_sizes": [101]}, "one base"),
+        ({"vocab_sizes": [101, 0]}, "at least 1"),
         ({"pad_id": 100}, "pad_id 100"),
         ({"max_ngram_size": 1, "vocab_sizes": []}, "at least 2-grams"),
     ],

@@ -1,4 +1,4 @@
-"""Presets build without memory and count as published; the nano pair is matched."""
+"""Presets build without memory and count as published; families are matched."""
 
 import pytest
 import torch
@@ -33,12 +33,35 @@ def test_large_presets_count_as_published(name):
     assert memory is None or counts.table / 1e9 == pytest.approx(memory, rel=0.017)
 
 
-def test_nano_pair_is_matched():
-    engram, moe = counted("engram-nano"), counted("moe-nano")
-    assert engram.total == pytest.approx(moe.total, rel=0.01)
-    assert engram.active == pytest.approx(moe.active, rel=0.02)
-    assert 0.2 < engram.table / engram.sparse < 0.3
-    assert max(engram.total, moe.total) * 2 < 8e6  # bytes in bf16
+FAMILIES = {  # models with a memory or idle experts, and the most bytes in bfloat16
+    "nano": (["moe-nano", "engram-nano"], 8e6),
+    "mini": (["moe-mini", "engram-mini", "engram-mini-single"], 24e6),  # and 1 MB in float32
+}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_family_is_matched(family):
+    names, most = FAMILIES[family]
+    moe, *others = [counted(name) for name in names]
+    assert 2 * moe.total < most
+    for engram in others:
+        assert engram.total == pytest.approx(moe.total, rel=0.005)
+        assert engram.active == pytest.approx(moe.active, rel=0.005)
+        assert engram.sparse == pytest.approx(moe.sparse, rel=0.005)
+        assert 0.2 < engram.table / engram.sparse < 0.255
+
+
+def test_dense_mini_is_all_active():
+    dense, moe = counted("dense-mini"), counted("moe-mini")
+    assert dense.total == dense.active == pytest.approx(moe.active, rel=0.005)
+
+
+@pytest.mark.parametrize("name", [name for name in PRESETS if name.endswith(("nano", "mini"))])
+def test_widths_suit_grouped_products_and_rows_the_kernels(name):
+    """16-bit rows of a multiple of 16 bytes, which is what one thread reads."""
+    config = preset_config(name)
+    assert config.moe_intermediate_size % 8 == config.intermediate_size % 8 == 0
+    assert config.engram_head_dim % 8 == 0
 
 
 def test_counts_of_a_model_small_enough_to_count_by_hand(make_model):
