@@ -12,9 +12,12 @@ from engram_model.bench.measure import Machine, Row
 from engram_model.bench.text import token_ids
 from engram_model.modeling import EngramForCausalLM
 from engram_model.presets import preset_config
+from engram_model.training.experts import autocast_experts
+from engram_model.training.graphed import NO_MASK, CaptureError, GraphedStep, Inputs
 from engram_model.training.optimizer import MuonAdamW
 
-BATCH, CONTEXT, STEPS, WARM, NEW = 64, 1024, 12, 3, 32
+Backward = Callable[[Inputs], torch.Tensor]
+BATCH, CONTEXT, STEPS, WARM, NEW = 64, 1024, 14, 5, 32
 CURVE, AVERAGED = (200, 32, 1024), 20  # steps, sequences, tokens of each; steps a mean is taken of
 RATE, WARMUP = 8e-3, 10  # learning rate, and steps until it is reached
 WITHOUT: dict[str, Any] = dict(engram_layer_ids=[])
@@ -56,29 +59,60 @@ def _generated(model: EngramForCausalLM, ids: torch.Tensor) -> float:
 
 
 def step(machine: Machine) -> Iterator[Row]:
-    """Training steps of a four-stream nano model: kernels against plain operations."""
+    """Training steps of a four-stream nano model: kernels against plain operations.
+
+    Launched by the CPU, in turn; then with both passes as a CUDA graph, one side after the other,
+    as a graph keeps all the memory it needs.
+    """
     models = {
         "ours": nano(),
         "plain": nano(),
         "ours, without memory": nano(**WITHOUT),
     }
     set_backend(models["plain"], "torch")
-    steps = {name: _step(model) for name, model in models.items()}
+    steps = {name: _step(model, backward_of(model)) for name, model in models.items()}
     times: dict[str, list[float]] = {name: [] for name in models}
     for _ in range(STEPS):
         for name, one in steps.items():
             times[name].append(one())
+    steps.clear()
+    failed = []
+    for name, model in models.items():
+        try:
+            one = _step(model, GraphedStep(model, backward_of(model)))
+            times[f"{name}, graph"] = [one() for _ in range(STEPS)]
+        except CaptureError as error:
+            failed.append(f"{name}: {error}")
     best = {name: statistics.median(found[WARM:]) * 1e6 for name, found in times.items()}
     spread = {name: max(found[WARM:]) / min(found[WARM:]) for name, found in times.items()}
     row = Row("step", f"engram-nano, {BATCH} x {CONTEXT} tokens, float32, autocast", best, spread)
     rates = {name: BATCH * CONTEXT / us for name, us in best.items()}
-    row.notes += [f"{name}: {rate:.3f}M tokens/s" for name, rate in rates.items()]
-    row.faster("plain", 2)
-    allowed = best["ours, without memory"] + _extra(machine, models["ours"])
-    yield row.goal("of what the memory's bytes allow", allowed / best["ours"], 0.9)
+    row.notes += [f"{name}: {rate:.3f}M tokens/s" for name, rate in rates.items()] + failed
+    extra = _extra(machine, models["ours"])
+    for way in ("", ", graph"):
+        ours, plain, without = (best.get(name + way) for name in models)
+        if ours and plain:
+            row.goal(f"x plain{way}", plain / ours, 2)
+        if ours and without:
+            row.goal(f"of what the memory's bytes allow{way}", (without + extra) / ours, 0.9)
+    yield row
 
 
-def _step(model: EngramForCausalLM) -> Callable[[], float]:
+def backward_of(model: EngramForCausalLM) -> Backward:
+    """Function: `ids` [batch, positions] -> loss; a forward and a backward pass."""
+    autocast_experts(model)
+
+    def backward(inputs: Inputs) -> torch.Tensor:
+        ids = inputs["ids"]
+        with torch.autocast(ids.device.type, torch.bfloat16):
+            loss = model(ids, labels=ids, attention_mask=NO_MASK, use_cache=False).loss
+        loss.backward()
+        return loss.detach()
+
+    return backward
+
+
+def _step(model: EngramForCausalLM, backward: Backward) -> Callable[[], float]:
     """Function that trains a step and gives its seconds."""
     optimizer = MuonAdamW(model.train(), 1e-3)
     ids = torch.randint(3, 4096, (BATCH, CONTEXT), device="cuda")
@@ -86,22 +120,22 @@ def _step(model: EngramForCausalLM) -> Callable[[], float]:
     def run() -> float:
         torch.cuda.synchronize()
         start = time.perf_counter()
-        _train_on(ids, model, optimizer)
+        train_on(ids, model, backward, optimizer)
         torch.cuda.synchronize()
         return time.perf_counter() - start
 
     return run
 
 
-def _train_on(ids: torch.Tensor, model: EngramForCausalLM, optimizer: MuonAdamW) -> torch.Tensor:
+def train_on(
+    ids: torch.Tensor, model: EngramForCausalLM, backward: Backward, optimizer: MuonAdamW
+) -> torch.Tensor:
     """One step; the loss before it."""
-    with torch.autocast(ids.device.type, torch.bfloat16):
-        loss = model(ids, labels=ids, use_cache=False).loss
-    loss.backward()
+    loss = backward({"ids": ids})
     optimizer.clip_grad_norm_(1.0)
     optimizer.step()
     model.zero_grad(set_to_none=True)
-    return loss.detach()
+    return loss
 
 
 def curves(machine: Machine) -> Iterator[Row]:
@@ -109,15 +143,15 @@ def curves(machine: Machine) -> Iterator[Row]:
     steps, batch, context = CURVE
     ids, source = token_ids(steps * batch * context)
     batches = (ids % 4096).view(steps, batch, context).to(machine.device)
-    losses, seconds = {}, {}
-    for seed in (0, 1):
-        for name, backend in (("ours", "triton"), ("plain", "torch")):
-            start = time.perf_counter()
-            losses[name, seed] = _curve(batches, seed, backend)
-            seconds[name] = (time.perf_counter() - start) / steps * 1e6
+    notes = []
+    try:
+        losses, seconds = _curves(batches, graph=True)
+    except CaptureError as error:
+        notes.append(f"launched by the CPU: {error}")
+        losses, seconds = _curves(batches, graph=False)
     between = max(_apart(losses["ours", seed], losses["plain", seed]) for seed in (0, 1))
     noise = min(_apart(losses[name, 0], losses[name, 1]) for name in ("ours", "plain"))
-    row = Row("curves", f"{steps} steps of {batch} x {context}, {source}", seconds, {})
+    row = Row("curves", f"{steps} steps of {batch} x {context}, {source}", seconds, {}, notes=notes)
     for (name, seed), curve in losses.items():
         told = ", ".join(f"{loss:.4f}" for loss in curve.view(-1, AVERAGED).mean(1).tolist())
         row.notes.append(f"{name}, seed {seed}, means of {AVERAGED} steps: {told}")
@@ -127,15 +161,27 @@ def curves(machine: Machine) -> Iterator[Row]:
     yield row.goal("distance over that of two seeds", between / noise, 1.0, at_least=False)
 
 
-def _curve(batches: torch.Tensor, seed: int, backend: str) -> torch.Tensor:
+def _curves(batches: torch.Tensor, graph: bool) -> tuple[dict, dict]:
+    """Losses by way and seed, and microseconds a step by way."""
+    losses, times = {}, {}
+    for seed in (0, 1):
+        for name, backend in (("ours", "triton"), ("plain", "torch")):
+            start = time.perf_counter()
+            losses[name, seed] = _curve(batches, seed, backend, graph)
+            times[name] = (time.perf_counter() - start) / len(batches) * 1e6
+    return losses, times
+
+
+def _curve(batches: torch.Tensor, seed: int, backend: str, graph: bool) -> torch.Tensor:
     """The loss of each step, [steps] on the CPU."""
     model = nano(seed=seed).train()
     set_backend(model, backend)
+    backward = GraphedStep(model, backward_of(model)) if graph else backward_of(model)
     optimizer = MuonAdamW(model, RATE)
     warm = torch.optim.lr_scheduler.LinearLR(optimizer, 1 / WARMUP, total_iters=WARMUP)
     losses = []
     for ids in batches:
-        losses.append(_train_on(ids, model, optimizer))
+        losses.append(train_on(ids, model, backward, optimizer))
         warm.step()
     return torch.stack(losses).float().cpu()
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from engram_model.errors import CheckpointError, CorpusError, EngramError, UsageError
 
 TRAINER = "trainer"  # sub-folder for what only a resumed run needs
-FREE = ("valid", "eval_every", "save_every", "log_every", "tokenizer")  # may change
+FREE = ("valid", "eval_every", "save_every", "log_every", "tokenizer", "graph")  # may change
 FULL = 2**20  # bytes left on a disk that count as none
 
 
@@ -28,6 +28,8 @@ class TrainOptions:
         valid: corpus for the validation loss (None: none).
         tokenizer: folder with a tokenizer (None: train a byte-level BPE on the corpus).
         eval_every, save_every, log_every: steps.
+        graph: replay each step's passes as a CUDA graph; None: where that is possible, see
+            `training.loop.why_no_graph`.
     """
 
     tokens: int = 60_000_000
@@ -44,6 +46,7 @@ class TrainOptions:
     eval_every: int = 200
     save_every: int = 200
     log_every: int = 10
+    graph: bool | None = None
 
 
 def train(
@@ -69,7 +72,7 @@ def train(
         `out`, holding config, weights, tokenizer and training_log.json.
 
     Raises:
-        UsageError: `out` holds a run, or nothing to resume.
+        UsageError: `out` holds a run, or nothing to resume, or no graph can be had.
         CorpusError: no readable corpus.
         EngramError: the loss is not finite, or the disk is full; the last checkpoint is kept.
     """
@@ -153,26 +156,25 @@ def new_model(preset: str, tokenizer, overrides: dict, seed: int = 0):
     """An untrained model of a preset, its hash made for this tokenizer."""
     import torch
 
-    from engram_model.compression import compression_map, compression_sha256, tokenizer_sha256
+    from engram_model.compression import compression_map, tokenizer_sha256
     from engram_model.modeling import EngramForCausalLM
     from engram_model.presets import preset_config
 
     table = compression_map(tokenizer)
-    config = preset_config(
-        preset,
+    fields = dict(
         vocab_size=len(table),
         engram_compressed_vocab_size=int(table.max()) + 1,
-        engram_compression_sha256=compression_sha256(table),
         engram_pad_token_id=tokenizer.pad_token_id,
         tokenizer_sha256=tokenizer_sha256(tokenizer),
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
-        **overrides,
     )
+    config = preset_config(preset, **{**fields, **overrides})
     torch.manual_seed(seed)
     model = EngramForCausalLM(config)
-    model.set_compression(table)
+    if config.engram_compressed_vocab_size != config.vocab_size:
+        model.set_compression(table)
     return model
 
 
@@ -246,6 +248,7 @@ def _trainer(preset, data, out: Path, options: TrainOptions, tokenizer, override
         weight_decay=options.weight_decay,
         balance=options.balance,
         tokens_per_step=per_step,
+        graph=options.graph,
     )
 
 
@@ -266,6 +269,7 @@ def _write(trainer, tokenizer, out: Path, described: dict) -> None:
     log = {
         **described,
         "tokens_per_step": trainer.tokens_per_step,
+        "graphed": trainer.graphed is not None,
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU",
         "history": trainer.state.log_history,
     }

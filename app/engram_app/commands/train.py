@@ -30,6 +30,10 @@ def train(
     lr: Annotated[float, typer.Option(help="Learning rate; the tables take five times it.")] = 8e-3,
     seed: Annotated[int, typer.Option(help="Of weights and order.")] = 0,
     save_every: Annotated[int, typer.Option(min=1, help="Steps between checkpoints.")] = 200,
+    graph: Annotated[
+        bool | None,
+        typer.Option("--graph/--no-graph", help="Replay steps as a CUDA graph; else if possible."),
+    ] = None,
     fields: Annotated[
         list[str] | None,
         typer.Option("--set", metavar="FIELD=VALUE", help="Replace a field of the config."),
@@ -48,6 +52,7 @@ def train(
         valid=valid,
         tokenizer=None if tokenizer is None else str(tokenizer),
         save_every=save_every,
+        graph=graph,
     )
     run(preset, data, out, options, resume=resume, overrides=parse_fields(fields or []))
     print_text(str(out))
