@@ -7,6 +7,18 @@ from engram_model.backend import backends_used, choose_backend, set_backend
 from engram_model.errors import UsageError
 from engram_model.training.optimizer import MuonAdamW
 
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+
+
+@pytest.fixture
+def make_model(make_model):
+    return lambda *sizes, **fields: make_model(*sizes, **fields).to(DEVICE)
+
+
+@pytest.fixture
+def ids(ids):
+    return ids.to(DEVICE)
+
 
 def both(model, run):
     """What `run(model)` gives on plain operations and on the kernels."""
