@@ -11,7 +11,9 @@ from pathlib import Path
 import numpy as np
 
 from engram_model.accounting import count_parameters
+from engram_model.card_tasks import read_tasks, tasks_section
 from engram_model.evaluate import DEFAULT_DATA, evaluate
+from engram_model.markdown import table
 from engram_model.training.tokens import TokenFile, open_tokens
 
 FOLDERS = re.compile(r"(?<=:)[^#?:+]*/")  # in a corpus spec: true on one machine only
@@ -23,6 +25,7 @@ def write_card(
     data: tuple[str, ...] = (),
     about: str = "",
     progress=None,
+    tasks: str | Path | None = None,
 ) -> dict:
     """Evaluate a checkpoint and write its `card.json` and `README.md`.
 
@@ -32,6 +35,7 @@ def write_card(
         data: corpora to evaluate on, beside the world's valid split.
         about: a paragraph on the corpus: what it is, whose, under which licence.
         progress: as for `evaluate`.
+        tasks: folder that `engram eval --out` wrote of this checkpoint.
 
     Returns:
         What `card.json` holds.
@@ -39,6 +43,7 @@ def write_card(
     from engram_model.checkpoint import load
 
     folder = Path(checkpoint)
+    known = read_tasks(tasks, folder) if tasks else None
     model, tokenizer = load(folder)
     log = json.loads((folder / "training_log.json").read_text())
     file = open_tokens(tokens)
@@ -56,6 +61,7 @@ def write_card(
             }
             for spec in (*data, DEFAULT_DATA)
         },
+        **({"tasks": known} if known else {}),
     }
     (folder / "card.json").write_text(json.dumps(card, indent=1))
     (folder / "README.md").write_text(render_card(card))
@@ -130,7 +136,7 @@ def render_card(card: dict) -> str:
         "A small research model, made to be looked into with engram-workbench. It writes English-"
         "like text and knows little: do not use it for anything else.",
         "## Size",
-        _table(
+        table(
             ["parameters", "count"],
             [
                 ["total", f"{counts['total']:,}"],
@@ -151,6 +157,7 @@ def render_card(card: dict) -> str:
         "One model, one seed. Intervals (95%) are over documents, not over trainings; `engram eval "
         f"{card['name']} --data SPEC` computes them again.",
         *(_losses(spec, losses) for spec, losses in card["evaluation"].items()),
+        *(tasks_section(card["tasks"]) if "tasks" in card else []),
         "## Limits",
         f"{counts['total'] / 1e6:.1f} million parameters and one corpus: facts are confused, names "
         "invented, and no safety work was done. Text of other kinds than the corpus is out of "
@@ -195,7 +202,7 @@ def _memory_section(memories: list[dict]) -> list[str]:
         "distinct training n-grams",
         "n-grams per row",
     ]
-    return ["## Memory", _table(header, rows)] if rows else []
+    return ["## Memory", table(header, rows)] if rows else []
 
 
 def _losses(spec: str, losses: dict[str, dict]) -> str:
@@ -211,9 +218,4 @@ def _losses(spec: str, losses: dict[str, dict]) -> str:
         for source, loss in losses.items()
     ]
     header = ["source", "nats a token", "95%", "bits a byte", "documents", "tokens"]
-    return f"`{spec}`\n\n" + _table(header, rows)
-
-
-def _table(header: list, rows: list[list]) -> str:
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines)
+    return f"`{spec}`\n\n" + table(header, rows)

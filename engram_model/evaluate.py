@@ -7,17 +7,18 @@ window holds before it.
 
 import math
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
-from itertools import islice
+from typing import Any
 
 import numpy as np
 
 from engram_model.errors import CorpusError
+from engram_model.intervals import ratio_interval
+from engram_model.scoring import Progress, TokenScores, opening_id, score_rows
 
 DEFAULT_DATA = "world:?seed=0&split=valid&tokens=20K"
-BOOTSTRAPS = 1000
-WINDOWS_AT_ONCE = 512  # windows sorted by length before batching: less padding, bounded memory
+Span = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,24 @@ class SourceLoss:
         return asdict(self)
 
 
+@dataclass(frozen=True)
+class ScoredDocument:
+    """A document and how each of its tokens was foretold.
+
+    Attributes:
+        source: its publisher (the `owner` of owner/name) or world family.
+        bytes: of the UTF-8 text.
+        scores: of all tokens of the text.
+        spans: the labelled span that each token belongs to; None: to none. Empty where the corpus
+            has no labels.
+    """
+
+    source: str
+    bytes: int
+    scores: TokenScores
+    spans: list[Span | None]
+
+
 def evaluate(
     model,
     tokenizer,
@@ -51,16 +70,38 @@ def evaluate(
     batch: int = 8,
     context: int | None = None,
     seed: int = 0,
-    progress: Callable[[int], None] | None = None,
+    progress: Progress | None = None,
 ) -> dict[str, SourceLoss]:
     """Loss by source (a document's publisher, or the world's family) and over `all`.
 
-    Args:
-        model: an `EngramForCausalLM` in evaluation mode.
-        data: a corpus as for `load_corpus`.
-        batch: windows at a time.
-        context: tokens a window (None: the model's).
+    Args: as `score_documents`.
         seed: of the bootstrap.
+
+    Raises:
+        CorpusError: no text in the corpus.
+    """
+    documents = score_documents(
+        model, tokenizer, data, batch=batch, context=context, progress=progress
+    )
+    return by_source(documents, seed)
+
+
+def score_documents(
+    model,
+    tokenizer,
+    data: str,
+    *,
+    batch: int = 8,
+    context: int | None = None,
+    progress: Progress | None = None,
+) -> list[ScoredDocument]:
+    """Every document of a corpus, from one pass of the model.
+
+    Args:
+        model: a causal model in evaluation mode.
+        data: a corpus as for `load_corpus`.
+        batch: windows at a time; more where they are short.
+        context: tokens a window (None: the model's).
         progress: called with the number of tokens done.
 
     Raises:
@@ -69,84 +110,85 @@ def evaluate(
     from engram_model.corpora import iter_documents
 
     context = context or model.config.max_position_embeddings
-    documents: list[dict] = []
-    windows = _windows(iter_documents(data), tokenizer, context, documents)
-    done = 0
-    while group := list(islice(windows, WINDOWS_AT_ONCE)):
-        group.sort(key=lambda window: len(window[1]))
-        for start in range(0, len(group), batch):
-            part = group[start : start + batch]
-            for (index, _), loss in zip(part, _losses(model, part), strict=True):
-                documents[index]["loss"] += loss
-            done += sum(len(ids) - 1 for _, ids in part)
-            if progress:
-                progress(done)
-    if not done:
+    read: list[_Read] = []
+    rows = _windows(iter_documents(data), tokenizer, context, read)
+    windows = score_rows(model, rows, batch * context, progress)
+    documents: list[ScoredDocument] = []
+    parts: list[TokenScores] = []
+    for window in windows:
+        parts.append(window)
+        document = read[len(documents)]
+        if sum(map(len, parts)) == len(document.ids):
+            documents.append(document.scored(TokenScores.join(parts)))
+            parts = []
+    if not documents:
         raise CorpusError(f"{data} is empty: there is no text to evaluate on")
-    return _by_source(documents, seed)
+    return documents
+
+
+@dataclass(frozen=True)
+class _Read:
+    """A document that waits for its scores."""
+
+    record: dict
+    ids: list[int]
+    spans: list[Span | None]
+
+    def scored(self, scores: TokenScores) -> ScoredDocument:
+        size = len(self.record["text"].encode())
+        return ScoredDocument(_source(self.record), size, scores, self.spans)
 
 
 def _windows(
-    records: Iterable[dict], tokenizer, context: int, documents: list[dict]
-) -> Iterator[tuple[int, list[int]]]:
-    """Index of the document and context + 1 ids: the inputs and, one on, the targets."""
+    records: Iterable[dict], tokenizer, context: int, read: list[_Read]
+) -> Iterator[list[int]]:
+    """Windows of context + 1 ids: the inputs and, one on, the targets. Fills `read`."""
     for record in records:
-        text = record["text"]
-        ids = [tokenizer.bos_token_id, *tokenizer(text, add_special_tokens=False)["input_ids"]]
-        source = _source(record)
-        documents.append(
-            {"source": source, "loss": 0.0, "tokens": len(ids) - 1, "bytes": len(text.encode())}
-        )
+        document = _read(record, tokenizer)
+        if not document.ids:
+            continue
+        read.append(document)
+        ids = [opening_id(tokenizer), *document.ids]
         for start in range(0, len(ids) - 1, context):
-            yield len(documents) - 1, ids[start : start + context + 1]
+            yield ids[start : start + context + 1]
+
+
+def _read(record: dict, tokenizer) -> _Read:
+    from engram_model.world import token_spans
+
+    text, spans = record["text"], record.get("spans")
+    if spans is None:
+        return _Read(record, tokenizer(text, add_special_tokens=False)["input_ids"], [])
+    encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+    owners = token_spans(spans, encoded["offset_mapping"])
+    return _Read(record, encoded["input_ids"], [None if i is None else spans[i] for i in owners])
 
 
 def _source(record: dict) -> str:
-    """What a document counts under: its publisher (`owner` of owner/name) or world family."""
     if record.get("family"):
         return f"world/{record['family']}"
     return (record.get("source") or "text").split("/")[0]
 
 
-def _losses(model, windows: list[tuple[int, list[int]]]) -> list[float]:
-    """Summed loss of each window, nats."""
-    import torch
-    import torch.nn.functional as F
-
-    longest = max(len(ids) for _, ids in windows)
-    ids = torch.full((len(windows), longest), -100)
-    for row, (_, window) in enumerate(windows):
-        ids[row, : len(window)] = torch.tensor(window)
-    ids = ids.to(model.device)
-    with torch.inference_mode():  # padding is to the right, where nothing before it can see it
-        logits = model(ids[:, :-1].clamp(min=0)).logits
-        losses = F.cross_entropy(
-            logits.float().transpose(1, 2), ids[:, 1:], ignore_index=-100, reduction="none"
-        )
-    return losses.double().sum(-1).tolist()
-
-
-def _by_source(documents: list[dict], seed: int) -> dict[str, SourceLoss]:
-    groups: dict[str, list[dict]] = defaultdict(list)
+def by_source(documents: Iterable[ScoredDocument], seed: int = 0) -> dict[str, SourceLoss]:
+    """Loss by source, in the order of their names, then over `all`."""
+    groups: dict[str, list[ScoredDocument]] = defaultdict(list)
     for document in documents:
-        if document["tokens"]:
-            groups[document["source"]].append(document)
-            groups["all"].append(document)
+        groups[document.source].append(document)
+        groups["all"].append(document)
     order = sorted(name for name in groups if name != "all")
     return {name: _source_loss(groups[name], seed) for name in [*order, "all"]}
 
 
-def _source_loss(documents: list[dict], seed: int) -> SourceLoss:
-    losses = np.array([document["loss"] for document in documents])
-    tokens = np.array([document["tokens"] for document in documents], dtype=np.int64)
-    size = sum(document["bytes"] for document in documents)
-    drawn = np.random.default_rng(seed).integers(0, len(losses), (BOOTSTRAPS, len(losses)))
-    means = losses[drawn].sum(1) / tokens[drawn].sum(1)
-    low, high = np.percentile(means, [2.5, 97.5])
+def _source_loss(documents: list[ScoredDocument], seed: int) -> SourceLoss:
+    losses = np.array([-document.scores.log_probs.sum() for document in documents])
+    tokens = np.array([len(document.scores) for document in documents], dtype=np.int64)
+    size = sum(document.bytes for document in documents)
+    low, high = ratio_interval(losses, tokens, seed)
     return SourceLoss(
         loss=float(losses.sum() / tokens.sum()),
-        low=float(low),
-        high=float(high),
+        low=low,
+        high=high,
         bits_per_byte=float(losses.sum() / math.log(2) / size),
         documents=len(losses),
         tokens=int(tokens.sum()),

@@ -7,23 +7,49 @@ from engram_app.console import say
 from engram_model.errors import CheckpointError, UsageError
 
 
-def open_model(name: str) -> tuple[Any, Any]:
+def open_model(
+    name: str, device: str | None = None, full_precision: bool = False
+) -> tuple[Any, Any]:
     """Model and tokenizer of an Engram checkpoint, or of another causal model on disk.
+
+    Args:
+        device: None: a GPU if there is one (of another model: the CPU).
+        full_precision: float32 on a GPU too.
 
     Raises:
         CheckpointError: as `engram_model.load`.
+        UsageError: there is no such device.
     """
     import json
 
     from engram_model.checkpoint import find_checkpoint, load
 
     path = find_checkpoint(name)
+    _check_device(device)
     say(f"opening {path}")
     try:
         kind = json.loads((path / "config.json").read_text(encoding="utf-8")).get("model_type")
     except (ValueError, AttributeError):
         kind = "engram"  # `load` says what is wrong with it
-    return load(path) if kind == "engram" else _open_other(path)
+    if kind == "engram":
+        return load(path, device=device, dtype=_dtype(full_precision))
+    model, tokenizer = _open_other(path)
+    return model.to(device=device, dtype=_dtype(full_precision)), tokenizer
+
+
+def _check_device(device: str | None) -> None:
+    import torch
+
+    if device is None or device == "cpu":
+        return
+    if device.split(":")[0] != "cuda" or not torch.cuda.is_available():
+        raise UsageError(f"no device {device!r} here; use cpu, or cuda where there is a GPU")
+
+
+def _dtype(full_precision: bool) -> Any:
+    import torch
+
+    return torch.float32 if full_precision else None
 
 
 def _open_other(path: Path) -> tuple[Any, Any]:

@@ -120,9 +120,32 @@ def test_eval(engram, corpus):
     assert shown[0] == corpus and shown[-1].split("\t")[1] == f"{losses['all']['loss']:.4f}"
 
 
+def test_eval_out(engram, bad, tmp_path):
+    rows = [{"prompt": "a", "answer": f" {x}", "relation": "r"} for x in "bcdef"]
+    (bad / "facts.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    out = tmp_path / "eval"
+    words = ("--suite", "arith", "--facts", bad / "facts.jsonl", "--items", 4, "--out", out)
+    code, shown, err = engram("eval", "memory", *words)
+    assert code == 0 and "arith, " in err and "(4 items each, at most)" in err
+    config, metrics = (json.loads((out / f"{n}.json").read_text()) for n in ("config", "metrics"))
+    assert config["checkpoint"] == "memory" and config["command"].startswith("engram eval memory")
+    assert len(config["weights_sha256"]["model.safetensors"]) == 64
+    items = [json.loads(line) for line in (out / "items.jsonl").read_text().splitlines()]
+    assert [item["suite"] for item in items] == ["arith"] * 4 + ["facts"] * 4
+    lines = [line.split("\t") for line in shown.splitlines()]
+    accuracy = metrics["tasks"]["facts"]["all"]["all"]["accuracy"]
+    assert ["facts", "all", f"{accuracy:.4f}"] in [line[:3] for line in lines]
+    log = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
+    assert log[0]["event"] == "answering begins" and log[-1]["event"] == "answering is done"
+    again = json.loads(engram("eval", "memory", *words, "--json")[1])
+    assert {name: again[name] for name in metrics} == metrics
+
+
 def test_world(engram, tmp_path):
     code, out, _ = engram("world", "--out", tmp_path, "--tokens", "2K")
-    assert code == 0 and out.split() == [f"{tmp_path}/train.jsonl", f"{tmp_path}/valid.jsonl"]
+    paths = out.split()
+    assert code == 0 and paths[:2] == [f"{tmp_path}/train.jsonl", f"{tmp_path}/valid.jsonl"]
+    assert f"{tmp_path}/suites/knowledge.jsonl" in paths
     assert json.loads((tmp_path / "train.jsonl").read_text().splitlines()[0])["family"]
 
 
@@ -180,6 +203,10 @@ ERRORS = {
     "truncated weights, info": (("info", "{bad}/truncated"), 3, "is damaged: "),
     "changed tokenizer": (("eval", "{bad}/retokenized"), 3, "not the one the model was trained"),
     "empty corpus": (probe("--data", "text:{bad}/empty.txt"), 3, "is empty"),
+    "no facts": (("eval", "memory", "--facts", "{bad}/latin1.txt"), 3, "not UTF-8"),
+    "no file of facts": (("eval", "memory", "--facts", "{bad}/none"), 3, "cannot be read"),
+    "no such suite": (("eval", "memory", "--suite", "nope"), 2, "no suite 'nope'"),
+    "no such device": (("eval", "memory", "--device", "tpu"), 2, "no device 'tpu'"),
     "empty corpus, report": (
         ("report", "memory", "--data", "text:{bad}/empty.txt", "--out", "{bad}/r"), 3, "is empty"
     ),

@@ -6,6 +6,10 @@ import numpy as np
 import pytest
 
 from engram_model.card import distinct_ngrams, public_spec, render_card, write_card
+from engram_model.card_tasks import read_tasks, tasks_section
+from engram_model.errors import CheckpointError
+from engram_model.eval_folder import EvalFolder, weights_sha256
+from engram_model.eval_run import EvalOptions, run_evaluation
 from engram_model.training.tokens import write_tokens
 from engram_model.training.train import TrainOptions, train
 
@@ -38,3 +42,22 @@ def test_card_of_a_small_run(tokenizer, tmp_path):
     assert card["evaluation"]["text:a.txt"]["all"]["tokens"] == len(file) - 2  # bos and eos
     text = (out / "README.md").read_text()
     assert text == render_card(card) and str(tmp_path) not in text
+    assert "tasks" not in card and "What it knows" not in text
+
+
+def test_card_says_what_the_model_knows(make_model, tokenizer, tmp_path):
+    model = make_model(2)
+    model.save_pretrained(tmp_path / "model")
+    options = EvalOptions(suites=("knowledge",), items=30)
+    metrics, answers = run_evaluation(model, tokenizer, options)
+    config = {"weights_sha256": weights_sha256(tmp_path / "model"), "options": options.to_dict()}
+    EvalFolder(tmp_path / "eval", config).save(metrics, answers)
+    tasks = read_tasks(tmp_path / "eval", tmp_path / "model")
+    assert len(tasks["examples"]["lacks"]) == 3
+    text = "\n".join(tasks_section(tasks))
+    score = metrics["tasks"]["knowledge"]["all"]["all"]["accuracy"]
+    assert f"| knowledge | {score:.3f} |" in text and "| 256 |" in text
+    assert f"**{tasks['examples']['lacks'][0]['answer'].strip()}**" in text
+    next((tmp_path / "model").glob("*.safetensors")).write_bytes(b"other")
+    with pytest.raises(CheckpointError, match="other weights"):
+        read_tasks(tmp_path / "eval", tmp_path / "model")

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 
 from engram_model.errors import CorpusError
 from engram_model.evaluate import evaluate
+from engram_model.world import FAMILIES
 
 TEXTS = {
     "a/x": "The harbour master counts the boats.",
@@ -71,7 +72,7 @@ def test_batches_do_not_matter_and_windows_lose_no_token(model, tokenizer, corpu
 
 def test_world_by_family(model, tokenizer):
     found = evaluate(model, tokenizer, "world:?seed=0&split=valid&tokens=1K")
-    assert set(found) <= {f"world/{f}" for f in ("bio", "phrase", "question", "reading")} | {"all"}
+    assert set(found) <= {f"world/{family}" for family in FAMILIES} | {"all"}
 
 
 def test_nothing_to_evaluate(model, tokenizer, tmp_path):

@@ -20,10 +20,13 @@ def card(
     about: Annotated[
         str, typer.Option(help="A paragraph on the corpus: what it is, whose, its licence.")
     ] = "",
+    tasks: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="What `engram eval --out` wrote of it.")
+    ] = None,
 ) -> None:
     """Evaluate a checkpoint and write its README.md and card.json."""
     from engram_model.card import write_card
 
     with progress("evaluating", "tokens") as update:
-        write_card(checkpoint, tokens, tuple(data or ()), about, update)
+        write_card(checkpoint, tokens, tuple(data or ()), about, update, tasks)
     print_text(str(checkpoint / "README.md"))

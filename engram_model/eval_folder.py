@@ -1,0 +1,114 @@
+"""The folder of an evaluation: config.json, log.jsonl, items.jsonl and, last, metrics.json.
+
+A folder without metrics.json was broken off; every file but the log is whole or not there.
+"""
+
+import hashlib
+import json
+import os
+import platform
+from collections.abc import Iterable
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from engram_model.errors import CheckpointError
+from engram_model.tasks import Answer
+
+CONFIG, LOG, ITEMS, METRICS = "config.json", "log.jsonl", "items.jsonl", "metrics.json"
+PACKAGES = ("engram-workbench", "torch", "transformers", "tokenizers", "numpy", "lm-eval")
+
+
+class EvalFolder:
+    """Writes the folder of one evaluation; what an earlier one left there is removed first."""
+
+    def __init__(self, path: str | Path, config: dict[str, Any]):
+        self.path = Path(path)
+        self.path.mkdir(parents=True, exist_ok=True)
+        for name in (METRICS, ITEMS, LOG):
+            (self.path / name).unlink(missing_ok=True)
+        _write_json(self.path / CONFIG, {**config, "versions": versions(), "started": _now()})
+
+    def log(self, event: str, **fields: Any) -> None:
+        """Add a line to the log, with the time."""
+        with (self.path / LOG).open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"time": _now(), "event": event, **fields}) + "\n")
+
+    def save(self, metrics: dict[str, Any], answers: Iterable[Answer]) -> None:
+        """Write the items, then the numbers."""
+        lines = [json.dumps(to_record(answer), ensure_ascii=False) for answer in answers]
+        _write(self.path / ITEMS, "".join(f"{line}\n" for line in lines))
+        _write_json(self.path / METRICS, metrics)
+
+
+def read_folder(path: str | Path) -> tuple[dict[str, Any], dict[str, Any], list[dict[str, Any]]]:
+    """Config, metrics and items of a finished evaluation.
+
+    Raises:
+        CheckpointError: there is none, or it is damaged.
+    """
+    folder = Path(path)
+    try:
+        config, metrics = (json.loads((folder / name).read_text()) for name in (CONFIG, METRICS))
+        items = [json.loads(line) for line in (folder / ITEMS).read_text().splitlines()]
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{folder} holds no finished evaluation: {error}") from None
+    return config, metrics, items
+
+
+def to_record(answer: Answer) -> dict[str, Any]:
+    """An answer as a line of items.jsonl."""
+    item = answer.item
+    return {
+        "id": item.id,
+        "suite": item.suite,
+        **item.labels,
+        "prompt": item.prompt,
+        "answer": item.answer,
+        "choice": answer.choice,
+        "options": item.options,
+        "scores": [round(score, 4) for score in answer.scores],
+        "credit": answer.credit,
+        "credit_per_byte": answer.credit_per_byte,
+        "generated": answer.generated,
+        "rank": answer.rank,
+        "truncated": answer.truncated,
+    }
+
+
+def weights_sha256(checkpoint: str | Path) -> dict[str, str]:
+    """SHA-256 of each weight file of a checkpoint."""
+    digests = {}
+    for path in sorted(Path(checkpoint).glob("*.safetensors")):
+        with path.open("rb") as file:
+            digests[path.name] = hashlib.file_digest(file, "sha256").hexdigest()
+    return digests
+
+
+def versions() -> dict[str, str]:
+    """Of Python and of the packages that the numbers depend on, as far as they are installed."""
+    found = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="milliseconds")
+
+
+def _write_json(file: Path, document: dict[str, Any]) -> None:
+    _write(file, json.dumps(document, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def _write(file: Path, text: str) -> None:
+    temporary = file.with_name(f".{file.name}.{os.getpid()}")
+    try:
+        temporary.write_text(text, encoding="utf-8")
+        os.replace(temporary, file)
+    finally:
+        temporary.unlink(missing_ok=True)

@@ -1,0 +1,24 @@
+"""Closed questions: which of the options a model holds likeliest, and whether it would write the
+answer.
+
+Item             a question, its options, and what it counts under
+world_items      the suites of a world
+fact_items       a file of facts
+answer_items     a model's choices, from the log-likelihood of each option
+by_suite         their accuracy, chance-corrected, with intervals
+"""
+
+from .answer import Answer, answer_items
+from .facts import fact_items
+from .items import Item, suite_names, world_items
+from .summary import by_suite
+
+__all__ = [
+    "Answer",
+    "Item",
+    "answer_items",
+    "by_suite",
+    "fact_items",
+    "suite_names",
+    "world_items",
+]
