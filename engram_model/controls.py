@@ -8,6 +8,8 @@ parameters, `merged` all keys but one, `no_convolution` its weights.
 
 from typing import Any
 
+from engram_model.errors import UsageError
+
 CONTROLS: dict[str, dict[str, Any]] = {
     # Is it the rows, or the projections and the convolution around them? One row a head.
     "capacity_1": {"engram_vocab_size": 1},
@@ -25,3 +27,14 @@ CONTROLS: dict[str, dict[str, Any]] = {
     # Must each residual stream ask for itself? One key and gate (the paper's "w/o multi-branch").
     "merged": {"engram_multi_branch": False},
 }
+
+
+def control_fields(name: str) -> dict[str, Any]:
+    """The config fields of a control.
+
+    Raises:
+        UsageError: no such control.
+    """
+    if name not in CONTROLS:
+        raise UsageError(f"no control {name!r}; there are {', '.join(CONTROLS)}")
+    return CONTROLS[name]

@@ -232,6 +232,10 @@ ERRORS = {
     "no such preset": (
         ("train", "engram-huge", "--data", "world:?tokens=1K", "--out", "{bad}/t"), 2, "no preset"
     ),
+    "no such control": (
+        ("train", "engram-tiny", "--data", "world:", "--out", "{bad}/t", "--control", "none"),
+        2, "no control 'none'",
+    ),
     "nothing to explore": (("explore", "{bad}/full"), 3, "it has no config.json"),
 }  # fmt: skip
 

@@ -5,7 +5,8 @@ import torch
 import torch.nn.functional as F
 
 import engram_model as em
-from engram_model.controls import CONTROLS
+from engram_model.controls import CONTROLS, control_fields
+from engram_model.errors import UsageError
 from engram_model.training.optimizer import MuonAdamW
 
 MEMORY = 1  # after a layer, so that the streams it reads differ
@@ -184,3 +185,8 @@ def test_merged_memory_has_one_gate_of_the_collapsed_streams(make, ids):
     score = (query * key).sum(-1, keepdim=True) / width**0.5
     assert torch.allclose(seen["score"], score, atol=1e-5)
     assert seen["gate"].shape == (*ids.shape, 1) and seen["out"].shape == (*ids.shape, 1, width)
+
+
+def test_unknown_control():
+    with pytest.raises(UsageError, match="no control 'none'; there are capacity_1, "):
+        control_fields("none")

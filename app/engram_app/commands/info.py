@@ -97,6 +97,8 @@ def _memory(config) -> dict[str, Any]:
         "heads": config.engram_n_heads,
         "rows": {str(layer): hasher.rows(layer) for layer in layers},
         "row_width": config.engram_head_dim,
+        "hash": config.engram_hash,
+        "branches": config.engram_branches,
         "gate": config.engram_gate,
         "conv_taps": config.engram_kernel_size,
         "conv_dilation": config.engram_dilation,

@@ -34,12 +34,16 @@ def train(
         bool | None,
         typer.Option("--graph/--no-graph", help="Replay steps as a CUDA graph; else if possible."),
     ] = None,
+    control: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Train a control of the memory: merged, ...")
+    ] = None,
     fields: Annotated[
         list[str] | None,
         typer.Option("--set", metavar="FIELD=VALUE", help="Replace a field of the config."),
     ] = None,
 ) -> None:
     """Train a preset on a corpus; DIR then holds a checkpoint."""
+    from engram_model.controls import control_fields
     from engram_model.training.train import TrainOptions
     from engram_model.training.train import train as run
 
@@ -54,7 +58,8 @@ def train(
         save_every=save_every,
         graph=graph,
     )
-    run(preset, data, out, options, resume=resume, overrides=parse_fields(fields or []))
+    overrides = (control_fields(control) if control else {}) | parse_fields(fields or [])
+    run(preset, data, out, options, resume=resume, overrides=overrides)
     print_text(str(out))
 
 
