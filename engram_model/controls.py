@@ -9,6 +9,7 @@ parameters, `merged` all keys but one, `no_convolution` its weights.
 from typing import Any
 
 from engram_model.errors import UsageError
+from engram_model.presets import preset_config
 
 CONTROLS: dict[str, dict[str, Any]] = {
     # Is it the rows, or the projections and the convolution around them? One row a head.
@@ -29,12 +30,17 @@ CONTROLS: dict[str, dict[str, Any]] = {
 }
 
 
-def control_fields(name: str) -> dict[str, Any]:
-    """The config fields of a control.
+def control_fields(name: str, preset: str, changed: dict[str, Any]) -> dict[str, Any]:
+    """The config fields of a control of a preset, and those changed beside.
 
     Raises:
-        UsageError: no such control.
+        UsageError: no such control, a preset without a memory, or a change of the control's field.
     """
     if name not in CONTROLS:
         raise UsageError(f"no control {name!r}; there are {', '.join(CONTROLS)}")
-    return CONTROLS[name]
+    if not preset_config(preset).engram_layer_ids:
+        raise UsageError(f"{preset} has no memory to take a control of")
+    undone = [field for field in CONTROLS[name] if field in changed]
+    if undone:
+        raise UsageError(f"{undone[0]} is what the control {name} sets")
+    return CONTROLS[name] | changed

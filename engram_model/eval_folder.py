@@ -1,4 +1,5 @@
-"""The folder of an evaluation: config.json, log.jsonl, items.jsonl and, last, metrics.json.
+"""The folder of an evaluation: config.json, log.jsonl, documents.jsonl, items.jsonl and, last,
+metrics.json.
 
 A folder without metrics.json was broken off; every file but the log is whole or not there.
 """
@@ -13,21 +14,27 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from engram_model.errors import CheckpointError
+from engram_model.errors import CheckpointError, UsageError
+from engram_model.evaluate import ScoredDocument
+from engram_model.span_scores import FIELDS, span_sums
 from engram_model.tasks import Answer
 
-CONFIG, LOG, ITEMS, METRICS = "config.json", "log.jsonl", "items.jsonl", "metrics.json"
+CONFIG, LOG, METRICS = "config.json", "log.jsonl", "metrics.json"
+DOCUMENTS, ITEMS = "documents.jsonl", "items.jsonl"
 PACKAGES = ("engram-workbench", "torch", "transformers", "tokenizers", "numpy", "lm-eval")
 
 
 class EvalFolder:
-    """Writes the folder of one evaluation; what an earlier one left there is removed first."""
+    """Writes the folder of one evaluation.
+
+    Raises:
+        UsageError: the folder holds something.
+    """
 
     def __init__(self, path: str | Path, config: dict[str, Any]):
         self.path = Path(path)
+        check_new(self.path)
         self.path.mkdir(parents=True, exist_ok=True)
-        for name in (METRICS, ITEMS, LOG):
-            (self.path / name).unlink(missing_ok=True)
         _write_json(self.path / CONFIG, {**config, "versions": versions(), "started": _now()})
 
     def log(self, event: str, **fields: Any) -> None:
@@ -35,11 +42,22 @@ class EvalFolder:
         with (self.path / LOG).open("a", encoding="utf-8") as file:
             file.write(json.dumps({"time": _now(), "event": event, **fields}) + "\n")
 
-    def save(self, metrics: dict[str, Any], answers: Iterable[Answer]) -> None:
-        """Write the items, then the numbers."""
-        lines = [json.dumps(to_record(answer), ensure_ascii=False) for answer in answers]
-        _write(self.path / ITEMS, "".join(f"{line}\n" for line in lines))
+    def save(
+        self,
+        metrics: dict[str, Any],
+        answers: Iterable[Answer],
+        documents: Iterable[ScoredDocument] = (),
+    ) -> None:
+        """Write documents and items, then the numbers."""
+        _write_lines(self.path / DOCUMENTS, map(document_record, documents))
+        _write_lines(self.path / ITEMS, map(to_record, answers))
         _write_json(self.path / METRICS, metrics)
+
+
+def check_new(path: Path) -> None:
+    """Raises UsageError unless `path` is an empty folder or none at all."""
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise UsageError(f"{path} is not empty: give a folder that is, or a new one")
 
 
 def read_folder(path: str | Path) -> tuple[dict[str, Any], dict[str, Any], list[dict[str, Any]]]:
@@ -57,12 +75,36 @@ def read_folder(path: str | Path) -> tuple[dict[str, Any], dict[str, Any], list[
     return config, metrics, items
 
 
+def read_documents(path: str | Path) -> list[dict[str, Any]]:
+    """The scored documents of a finished evaluation, in their order.
+
+    Raises:
+        CheckpointError: there are none, or they are damaged.
+    """
+    try:
+        return [json.loads(line) for line in (Path(path) / DOCUMENTS).read_text().splitlines()]
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path} holds no scored documents: {error}") from None
+
+
+def document_record(document: ScoredDocument) -> dict[str, Any]:
+    """A document as a line of documents.jsonl: sums over its tokens, and over those of a kind."""
+    return {
+        "source": document.source,
+        "bytes": document.bytes,
+        "tokens": len(document.scores),
+        "loss": float(-document.scores.log_probs.sum()),
+        "spans": {field: span_sums(document, field) for field in FIELDS if document.spans},
+    }
+
+
 def to_record(answer: Answer) -> dict[str, Any]:
     """An answer as a line of items.jsonl."""
     item = answer.item
     return {
         "id": item.id,
         "suite": item.suite,
+        "entity": item.entity,
         **item.labels,
         "prompt": item.prompt,
         "answer": item.answer,
@@ -103,6 +145,10 @@ def _now() -> str:
 
 def _write_json(file: Path, document: dict[str, Any]) -> None:
     _write(file, json.dumps(document, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def _write_lines(file: Path, records: Iterable[dict[str, Any]]) -> None:
+    _write(file, "".join(f"{json.dumps(record, ensure_ascii=False)}\n" for record in records))
 
 
 def _write(file: Path, text: str) -> None:

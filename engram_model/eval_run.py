@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from engram_model import world
-from engram_model.evaluate import DEFAULT_DATA, by_source, score_documents
+from engram_model.evaluate import DEFAULT_DATA, ScoredDocument, by_source, score_documents
 from engram_model.scoring import Progress
 from engram_model.span_scores import by_span
 from engram_model.tasks import Answer, Item, answer_items, by_suite, fact_items, world_items
@@ -76,8 +76,8 @@ def _world(data: str | None) -> world.World:
 
 def run_evaluation(
     model, tokenizer, options: EvalOptions, stage: Stage = lambda name: nullcontext()
-) -> tuple[dict[str, Any], list[Answer]]:
-    """The numbers, fit for JSON, and the answer to each item.
+) -> tuple[dict[str, Any], list[Answer], list[ScoredDocument]]:
+    """The numbers, fit for JSON, the answer to each item, and the corpus' documents.
 
     Args:
         model: a causal model in evaluation mode.
@@ -87,7 +87,12 @@ def run_evaluation(
         `data`, `sources`, `spans`, `tasks` and `lm_eval`, each empty where nothing was asked for.
     """
     items = task_items(options)  # first: a mistake in what is asked for costs no time
-    metrics: dict[str, Any] = {"data": options.data, **_losses(model, tokenizer, options, stage)}
+    documents = _documents(model, tokenizer, options, stage)
+    metrics: dict[str, Any] = {
+        "data": options.data,
+        "sources": _plain(by_source(documents, options.seed)) if documents else {},
+        "spans": _plain(by_span(documents, options.seed)) if documents else {},
+    }
     answers = []
     if items:
         with stage("answering") as update:
@@ -101,20 +106,14 @@ def run_evaluation(
             metrics["lm_eval"] = run_tasks(
                 model, tokenizer, options.lm_eval, options.items, options.batch
             )
-    return metrics, answers
+    return metrics, answers, documents
 
 
-def _losses(model, tokenizer, options: EvalOptions, stage: Stage) -> dict[str, Any]:
+def _documents(model, tokenizer, options: EvalOptions, stage: Stage) -> list[ScoredDocument]:
     if options.data is None:
-        return {"sources": {}, "spans": {}}
+        return []
     with stage("evaluating") as update:
-        documents = score_documents(
-            model, tokenizer, options.data, batch=options.batch, progress=update
-        )
-    return {
-        "sources": _plain(by_source(documents, options.seed)),
-        "spans": _plain(by_span(documents, options.seed)),
-    }
+        return score_documents(model, tokenizer, options.data, batch=options.batch, progress=update)
 
 
 def _plain(tree: Any) -> Any:

@@ -19,11 +19,19 @@ def ratio_interval(sums: np.ndarray, counts: np.ndarray, seed: int) -> tuple[flo
 
 
 def mean_interval(values: np.ndarray, groups: list[str], seed: int) -> tuple[float, float]:
-    """95% interval of the mean of `values`, whose groups are drawn whole.
+    """95% interval of the mean of `values` in [0, 1], whose groups are drawn whole.
+
+    Where all values are 0, or all are 1, drawing shows no spread: the interval is then the exact
+    binomial one of as many outcomes as there are groups.
 
     Args:
         values: [n].
         groups: the group of each value.
     """
     _, places = np.unique(groups, return_inverse=True)
+    size = int(places.max()) + 1
+    if (values == 0).all():
+        return 0.0, 1 - 0.025 ** (1 / size)
+    if (values == 1).all():
+        return 0.025 ** (1 / size), 1.0
     return ratio_interval(np.bincount(places, values), np.bincount(places), seed)

@@ -46,15 +46,23 @@ def by_span(documents: Iterable[ScoredDocument], seed: int = 0) -> dict[str, dic
     return {field: _by_field(labelled, field, seed) for field in FIELDS} if labelled else {}
 
 
+def span_sums(document: ScoredDocument, field: str) -> dict[str, tuple[int, int, float]]:
+    """Of a labelled document, value of the field -> tokens, how many were right, summed loss."""
+    names = np.array([span[field] if span else OUTSIDE for span in document.spans])
+    sums = {}
+    for name in np.unique(names):
+        of_name = names == name
+        right = int(document.scores.top[of_name].sum())
+        loss = float(-document.scores.log_probs[of_name].sum())
+        sums[str(name)] = (int(of_name.sum()), right, loss)
+    return sums
+
+
 def _by_field(documents: list[ScoredDocument], field: str, seed: int) -> dict[str, SpanScore]:
     found: dict[str, list[tuple[int, int, float]]] = defaultdict(list)
     for document in documents:
-        names = np.array([span[field] if span else OUTSIDE for span in document.spans])
-        for name in np.unique(names):
-            of_name = names == name
-            right = document.scores.top[of_name].sum()
-            loss = -document.scores.log_probs[of_name].sum()
-            found[str(name)].append((of_name.sum(), right, loss))
+        for name, sums in span_sums(document, field).items():
+            found[name].append(sums)
     return {name: _score(found[name], seed) for name in sorted(found)}
 
 

@@ -11,6 +11,7 @@ import typer
 from engram_app.commands import (
     bench,
     card,
+    compare,
     doctor,
     evaluate,
     explore,
@@ -38,6 +39,7 @@ app.add_typer(probe.app, name="probe")
 app.command()(train.train)
 app.command()(train.tokenize)
 app.command(name="eval")(evaluate.evaluate)
+app.command()(compare.compare)
 app.command()(card.card)
 app.command()(info.info)
 app.command()(doctor.doctor)

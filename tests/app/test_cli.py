@@ -117,14 +117,17 @@ def test_eval(engram, corpus):
     losses = json.loads(out)["sources"]
     assert code == 0 and losses["all"]["documents"] == 24
     shown = engram("eval", "memory", "--data", corpus)[1].splitlines()
-    assert shown[0] == corpus and shown[-1].split("\t")[1] == f"{losses['all']['loss']:.4f}"
+    assert (
+        shown[0] == f"losses on {corpus}"
+        and shown[-1].split("\t")[1] == f"{losses['all']['loss']:.4f}"
+    )
 
 
 def test_eval_out(engram, bad, tmp_path):
     rows = [{"prompt": "a", "answer": f" {x}", "relation": "r"} for x in "bcdef"]
     (bad / "facts.jsonl").write_text("\n".join(map(json.dumps, rows)))
     out = tmp_path / "eval"
-    words = ("--suite", "arith", "--facts", bad / "facts.jsonl", "--items", 4, "--out", out)
+    words = ("--tasks", "arith", "--facts", bad / "facts.jsonl", "--items", 4, "--out", out)
     code, shown, err = engram("eval", "memory", *words)
     assert code == 0 and "arith, " in err and "(4 items each, at most)" in err
     config, metrics = (json.loads((out / f"{n}.json").read_text()) for n in ("config", "metrics"))
@@ -134,11 +137,26 @@ def test_eval_out(engram, bad, tmp_path):
     assert [item["suite"] for item in items] == ["arith"] * 4 + ["facts"] * 4
     lines = [line.split("\t") for line in shown.splitlines()]
     accuracy = metrics["tasks"]["facts"]["all"]["all"]["accuracy"]
-    assert ["facts", "all", f"{accuracy:.4f}"] in [line[:3] for line in lines]
+    assert ["facts", "all", f"{accuracy:.3f}"] in [line[:3] for line in lines]
     log = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
     assert log[0]["event"] == "answering begins" and log[-1]["event"] == "answering is done"
-    again = json.loads(engram("eval", "memory", *words, "--json")[1])
+    code, _, err = engram("eval", "memory", *words)
+    assert code == 2 and "is not empty" in err
+    again = json.loads(engram("eval", "memory", *words[:-2], "--json")[1])
     assert {name: again[name] for name in metrics} == metrics
+
+
+def test_compare(engram, corpus, tmp_path):
+    for name in ("memory", "plain"):
+        engram("eval", name, "--data", corpus, "--out", tmp_path / name)
+    file = tmp_path / "difference.json"
+    code, shown, _ = engram(
+        "compare", tmp_path / "memory", "--with", tmp_path / "plain", "--out", file
+    )
+    [loss, *_] = json.loads(file.read_text())["differences"]
+    assert code == 0 and loss["what"] == "loss, all" and loss["units"] == 24
+    assert loss["difference"] == pytest.approx(loss["first"] - loss["second"])
+    assert shown.splitlines()[1].split("\t")[:2] == ["loss, all", f"{loss['first']:.4f}"]
 
 
 def test_world(engram, tmp_path):
@@ -205,7 +223,7 @@ ERRORS = {
     "empty corpus": (probe("--data", "text:{bad}/empty.txt"), 3, "is empty"),
     "no facts": (("eval", "memory", "--facts", "{bad}/latin1.txt"), 3, "not UTF-8"),
     "no file of facts": (("eval", "memory", "--facts", "{bad}/none"), 3, "cannot be read"),
-    "no such suite": (("eval", "memory", "--suite", "nope"), 2, "no suite 'nope'"),
+    "no such suite": (("eval", "memory", "--tasks", "nope"), 2, "no suite 'nope'"),
     "no such device": (("eval", "memory", "--device", "tpu"), 2, "no device 'tpu'"),
     "empty corpus, report": (
         ("report", "memory", "--data", "text:{bad}/empty.txt", "--out", "{bad}/r"), 3, "is empty"
@@ -236,6 +254,7 @@ ERRORS = {
         ("train", "engram-tiny", "--data", "world:", "--out", "{bad}/t", "--control", "none"),
         2, "no control 'none'",
     ),
+    "nothing to compare": (("compare", "{bad}/full", "--with", "{bad}/full"), 3, "no finished"),
     "nothing to explore": (("explore", "{bad}/full"), 3, "it has no config.json"),
 }  # fmt: skip
 

@@ -187,6 +187,20 @@ def test_merged_memory_has_one_gate_of_the_collapsed_streams(make, ids):
     assert seen["gate"].shape == (*ids.shape, 1) and seen["out"].shape == (*ids.shape, 1, width)
 
 
-def test_unknown_control():
-    with pytest.raises(UsageError, match="no control 'none'; there are capacity_1, "):
-        control_fields("none")
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (("none", "engram-tiny", {}), "no control 'none'; there are capacity_1, "),
+        (("merged", "moe-tiny", {}), "moe-tiny has no memory"),
+        (("no_gate", "engram-tiny", {"engram_gate": "sqrt"}), "engram_gate is what the control"),
+    ],
+)
+def test_what_is_no_control(arguments, line):
+    with pytest.raises(UsageError, match=line):
+        control_fields(*arguments)
+
+
+def test_a_control_with_other_changes():
+    assert control_fields("no_gate", "engram-tiny", {"hc_mult": 1}) == {
+        "engram_gate": "none", "hc_mult": 1,
+    }  # fmt: skip

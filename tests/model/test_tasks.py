@@ -209,18 +209,19 @@ def test_run_and_its_folder(make_model, tokenizer, facts, tmp_path):
     model = make_model(2)
     data = "world:?split=valid&tokens=1K&people=40&phrases=10"
     options = EvalOptions(data=data, suites=("copy", "arith"), facts=str(facts), items=4, seed=2)
-    metrics, answers = run_evaluation(model, tokenizer, options)
-    again, _ = run_evaluation(model, tokenizer, options)
+    metrics, answers, documents = run_evaluation(model, tokenizer, options)
+    again, *_ = run_evaluation(model, tokenizer, options)
     assert metrics == again and set(metrics["tasks"]) == {"copy", "arith", "facts"}
     folder = EvalFolder(tmp_path / "out", {"seed": 2})
     folder.log("begun")
-    folder.save(metrics, answers)
+    folder.save(metrics, answers, documents)
     config, stored, items = read_folder(tmp_path / "out")
     assert stored == metrics and config["seed"] == 2 and len(items) == 12
     share = np.mean([one["credit"] for one in items if one["suite"] == "copy"])
     assert share == pytest.approx(metrics["tasks"]["copy"]["all"]["all"]["accuracy"])
-    EvalFolder(tmp_path / "out", {})
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["config.json"]
+    with pytest.raises(UsageError, match="is not empty"):
+        EvalFolder(tmp_path / "out", {})
+    assert read_folder(tmp_path / "out")[1] == metrics
 
 
 def test_what_nothing_named_stands_for():

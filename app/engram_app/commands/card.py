@@ -20,7 +20,7 @@ def card(
     about: Annotated[
         str, typer.Option(help="A paragraph on the corpus: what it is, whose, its licence.")
     ] = "",
-    tasks: Annotated[
+    evaluation: Annotated[
         Path | None, typer.Option(metavar="DIR", help="What `engram eval --out` wrote of it.")
     ] = None,
 ) -> None:
@@ -28,5 +28,5 @@ def card(
     from engram_model.card import write_card
 
     with progress("evaluating", "tokens") as update:
-        write_card(checkpoint, tokens, tuple(data or ()), about, update, tasks)
+        write_card(checkpoint, tokens, tuple(data or ()), about, update, evaluation)
     print_text(str(checkpoint / "README.md"))

@@ -6,13 +6,14 @@ from engram_app.console import print_rows
 
 NONE = "–"
 LOSSES = ("source", "nats/token", "low", "high", "bits/byte", "documents", "tokens")
-SPANS = ("field", "tokens of", "accuracy", "low", "high", "nats/token", "tokens", "documents")
+SPANS = ("field", "value", "accuracy", "low", "high", "nats/token", "tokens", "documents")
 TASKS = (
     "suite",
-    "items of",
+    "group",
     "accuracy",
     "low",
     "high",
+    "chance",
     "corrected",
     "generated",
     "memory",
@@ -23,20 +24,20 @@ TASKS = (
 
 def print_metrics(metrics: dict[str, Any]) -> None:
     """What was evaluated, a table each."""
+    if losses := _loss_rows(metrics["sources"]):
+        print_rows(LOSSES, losses, title=f"losses on {metrics['data']}")
     if spans := _span_rows(metrics["spans"]):
-        print_rows(SPANS, spans, title="spans")
+        print_rows(SPANS, spans, title="next tokens by span")
     if tasks := _task_rows(metrics["tasks"]):
         print_rows(TASKS, tasks, title="tasks")
     if benchmarks := _benchmark_rows(metrics["lm_eval"]):
         print_rows(("task", "metric", "value"), benchmarks, title="lm-eval")
-    if losses := _loss_rows(metrics["sources"]):
-        print_rows(LOSSES, losses, title=metrics["data"])
 
 
 def _loss_rows(sources: dict[str, dict]) -> list[tuple[str, ...]]:
     names = ("loss", "low", "high", "bits_per_byte")
     return [
-        (name, *_decimals(row, names), f"{row['documents']:,}", f"{row['tokens']:,}")
+        (name, *_decimals(row, names, 4), f"{row['documents']:,}", f"{row['tokens']:,}")
         for name, row in sources.items()
     ]
 
@@ -51,7 +52,7 @@ def _span_rows(spans: dict[str, dict[str, dict]]) -> list[tuple[str, ...]]:
 
 
 def _task_rows(tasks: dict[str, dict[str, dict[str, dict]]]) -> list[tuple[str, ...]]:
-    names = ("accuracy", "low", "high", "chance_corrected", "generated", "memory_choice")
+    names = ("accuracy", "low", "high", "chance", "chance_corrected", "generated", "memory_choice")
     return [
         (
             suite,
@@ -74,5 +75,5 @@ def _benchmark_rows(tasks: dict[str, dict[str, float]]) -> list[tuple[str, ...]]
     ]
 
 
-def _decimals(row: dict[str, Any], names: tuple[str, ...]) -> list[str]:
-    return [NONE if row[name] is None else f"{row[name]:.4f}" for name in names]
+def _decimals(row: dict[str, Any], names: tuple[str, ...], places: int = 3) -> list[str]:
+    return [NONE if row[name] is None else f"{row[name]:.{places}f}" for name in names]

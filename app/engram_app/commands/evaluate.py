@@ -9,7 +9,7 @@ import typer
 
 from engram_app.commands.eval_tables import print_metrics
 from engram_app.console import Report, command_line, print_json, progress, say
-from engram_app.opening import check_out, open_model
+from engram_app.opening import open_model
 
 if TYPE_CHECKING:
     from engram_model.eval_folder import EvalFolder
@@ -23,9 +23,9 @@ def evaluate(
     data: Annotated[
         str | None, typer.Option(metavar="SPEC", help="A corpus, for losses by source and span.")
     ] = None,
-    suite: Annotated[
+    tasks: Annotated[
         list[str] | None,
-        typer.Option(metavar="NAME", help="A task suite of the world, or all; repeatable."),
+        typer.Option(metavar="NAME,...", help="Task suites of the world, or all; repeatable."),
     ] = None,
     facts: Annotated[
         str | None,
@@ -51,14 +51,15 @@ def evaluate(
 ) -> None:
     """Losses by source and span, closed questions and benchmarks, with 95% intervals.
 
-    Unless one of --data, --suite, --facts and --lm-eval is given: a part of the synthetic world's
+    Unless one of --data, --tasks, --facts and --lm-eval is given: a part of the synthetic world's
     valid split and of its suites.
     """
+    from engram_model.eval_folder import check_new
     from engram_model.eval_run import EvalOptions, plan, run_evaluation, task_items
 
     asked = EvalOptions(
         data=data,
-        suites=tuple(suite or ()),
+        suites=tuple(name for names in tasks or () for name in names.split(",")),
         facts=facts,
         items=items,
         lm_eval=tuple(lm_eval.split(",")) if lm_eval else (),
@@ -67,14 +68,15 @@ def evaluate(
     )
     options = plan(asked, everything)
     if out:
-        check_out(out, "config.json")
+        check_new(out)
     task_items(options)  # a mistake there is found before the model is opened
     model, tokenizer = open_model(checkpoint, device=device, full_precision=True)
     say(_subset(options))
     folder = _folder(out, checkpoint, model, options) if out else None
-    metrics, answers = run_evaluation(model, tokenizer, options, lambda n: _stage(n, folder))
+    found = run_evaluation(model, tokenizer, options, lambda name: _stage(name, folder))
     if folder:
-        folder.save(metrics, answers)
+        folder.save(*found)
+    metrics = found[0]
     if as_json:
         print_json({"checkpoint": checkpoint, **metrics})
     else:

@@ -58,7 +58,9 @@ def train(
         save_every=save_every,
         graph=graph,
     )
-    overrides = (control_fields(control) if control else {}) | parse_fields(fields or [])
+    overrides = parse_fields(fields or [])
+    if control:
+        overrides = control_fields(control, preset, overrides)
     run(preset, data, out, options, resume=resume, overrides=overrides)
     print_text(str(out))
 

@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from engram_app.console import number, print_text, say
+from engram_model.errors import UsageError
 
 
 def world(
@@ -18,6 +19,8 @@ def world(
     from engram_model.world.spec import WorldSpec
 
     size = number(tokens)
+    if out.exists() and not out.is_dir():
+        raise UsageError(f"{out} is a file; give a folder")
     say(f"writing {size:,} tokens of world {seed}")
     for path in export(WorldSpec(seed=seed, tokens=size), out).values():
         print_text(str(path))

@@ -1,0 +1,68 @@
+"""`engram compare`: two models on the same evaluation, with intervals over texts and seeds."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from engram_app.console import command_line, print_json, print_rows
+
+HEADERS = ("quantity", "first", "second", "difference", "low", "high", "first has", "units")
+
+
+def compare(
+    first: Annotated[
+        list[Path], typer.Argument(metavar="DIR ...", help="What `engram eval --out` wrote.")
+    ],
+    against: Annotated[
+        list[Path],
+        typer.Option("--with", metavar="DIR", help="The same of the other model; repeatable."),
+    ],
+    out: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write the differences as JSON.")
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Of the draws.")] = 0,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
+) -> None:
+    """Differences of two models on the same texts and items, first minus second.
+
+    Give a folder a seed of each model. A difference is decided if its 95% interval, over texts and
+    seeds, leaves out zero.
+    """
+    from engram_model.comparison import compare as run
+
+    differences = [found.to_dict() for found in run(list(first), list(against), seed)]
+    document: dict[str, Any] = {
+        "command": command_line(),
+        "first": [folder.name for folder in first],
+        "second": [folder.name for folder in against],
+        "differences": differences,
+    }
+    if out:
+        _write(out, document)
+    if as_json:
+        print_json(document)
+        return
+    names = ("first", "second", "difference", "low", "high")
+    rows = [
+        (
+            difference["what"],
+            *(f"{difference[name]:.4f}" for name in names),
+            difference["verdict"],
+            f"{difference['units']:,}",
+        )
+        for difference in differences
+    ]
+    print_rows(HEADERS, rows)
+
+
+def _write(file: Path, document: dict[str, Any]) -> None:
+    import json
+    import os
+
+    temporary = file.with_name(f".{file.name}.{os.getpid()}")
+    try:
+        temporary.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+        os.replace(temporary, file)
+    finally:
+        temporary.unlink(missing_ok=True)
