@@ -42,15 +42,16 @@ class EvalFolder:
         with (self.path / LOG).open("a", encoding="utf-8") as file:
             file.write(json.dumps({"time": _now(), "event": event, **fields}) + "\n")
 
-    def save(
-        self,
-        metrics: dict[str, Any],
-        answers: Iterable[Answer],
-        documents: Iterable[ScoredDocument] = (),
-    ) -> None:
-        """Write documents and items, then the numbers."""
+    def keep_documents(self, documents: Iterable[ScoredDocument]) -> None:
+        """Write them as soon as they are scored: a run that is broken off has them."""
         _write_lines(self.path / DOCUMENTS, map(document_record, documents))
+
+    def keep_answers(self, answers: Iterable[Answer]) -> None:
+        """Write the items with their answers."""
         _write_lines(self.path / ITEMS, map(to_record, answers))
+
+    def finish(self, metrics: dict[str, Any]) -> None:
+        """Write the numbers, which says that the run is complete."""
         _write_json(self.path / METRICS, metrics)
 
 

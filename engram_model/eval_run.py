@@ -6,10 +6,11 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from engram_model import world
+from engram_model.eval_folder import EvalFolder
 from engram_model.evaluate import DEFAULT_DATA, ScoredDocument, by_source, score_documents
 from engram_model.scoring import Progress
 from engram_model.span_scores import by_span
-from engram_model.tasks import Answer, Item, answer_items, by_suite, fact_items, world_items
+from engram_model.tasks import Item, answer_items, by_suite, fact_items, world_items
 
 ALL_DATA = "world:?seed=0&split=valid&tokens=518664"  # an epoch of valid
 ITEMS = 50
@@ -75,19 +76,26 @@ def _world(data: str | None) -> world.World:
 
 
 def run_evaluation(
-    model, tokenizer, options: EvalOptions, stage: Stage = lambda name: nullcontext()
-) -> tuple[dict[str, Any], list[Answer], list[ScoredDocument]]:
-    """The numbers, fit for JSON, the answer to each item, and the corpus' documents.
+    model,
+    tokenizer,
+    options: EvalOptions,
+    stage: Stage = lambda name: nullcontext(),
+    folder: EvalFolder | None = None,
+) -> dict[str, Any]:
+    """The numbers, fit for JSON.
 
     Args:
         model: a causal model in evaluation mode.
         stage: called with the name of each part; its context gives the progress of it.
+        folder: where documents, answers and numbers are written as soon as they are there.
 
     Returns:
         `data`, `sources`, `spans`, `tasks` and `lm_eval`, each empty where nothing was asked for.
     """
     items = task_items(options)  # first: a mistake in what is asked for costs no time
     documents = _documents(model, tokenizer, options, stage)
+    if folder:
+        folder.keep_documents(documents)
     metrics: dict[str, Any] = {
         "data": options.data,
         "sources": _plain(by_source(documents, options.seed)) if documents else {},
@@ -97,6 +105,8 @@ def run_evaluation(
     if items:
         with stage("answering") as update:
             answers = answer_items(model, tokenizer, items, batch=options.batch, progress=update)
+    if folder:
+        folder.keep_answers(answers)
     metrics["tasks"] = _plain(by_suite(answers, options.seed))
     metrics["lm_eval"] = {}
     if options.lm_eval:
@@ -106,7 +116,9 @@ def run_evaluation(
             metrics["lm_eval"] = run_tasks(
                 model, tokenizer, options.lm_eval, options.items, options.batch
             )
-    return metrics, answers, documents
+    if folder:
+        folder.finish(metrics)
+    return metrics
 
 
 def _documents(model, tokenizer, options: EvalOptions, stage: Stage) -> list[ScoredDocument]:

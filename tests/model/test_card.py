@@ -49,9 +49,9 @@ def test_card_says_what_the_model_knows(make_model, tokenizer, tmp_path):
     model = make_model(2)
     model.save_pretrained(tmp_path / "model")
     options = EvalOptions(suites=("knowledge",), items=30)
-    metrics, answers, _ = run_evaluation(model, tokenizer, options)
     config = {"weights_sha256": weights_sha256(tmp_path / "model"), "options": options.to_dict()}
-    EvalFolder(tmp_path / "eval", config).save(metrics, answers)
+    folder = EvalFolder(tmp_path / "eval", config)
+    metrics = run_evaluation(model, tokenizer, options, folder=folder)
     tasks = read_tasks(tmp_path / "eval", tmp_path / "model")
     assert len(tasks["examples"]["lacks"]) == 3
     text = "\n".join(tasks_section(tasks))

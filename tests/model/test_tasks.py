@@ -2,6 +2,7 @@
 
 import json
 import math
+from contextlib import nullcontext
 from types import SimpleNamespace
 
 import numpy as np
@@ -9,8 +10,8 @@ import pytest
 import torch
 
 from engram_model import world
-from engram_model.errors import CorpusError, UsageError
-from engram_model.eval_folder import EvalFolder, read_folder
+from engram_model.errors import CheckpointError, CorpusError, UsageError
+from engram_model.eval_folder import EvalFolder, read_documents, read_folder
 from engram_model.eval_run import EvalOptions, plan, run_evaluation
 from engram_model.evaluate import score_documents
 from engram_model.intervals import mean_interval, ratio_interval
@@ -209,12 +210,11 @@ def test_run_and_its_folder(make_model, tokenizer, facts, tmp_path):
     model = make_model(2)
     data = "world:?split=valid&tokens=1K&people=40&phrases=10"
     options = EvalOptions(data=data, suites=("copy", "arith"), facts=str(facts), items=4, seed=2)
-    metrics, answers, documents = run_evaluation(model, tokenizer, options)
-    again, *_ = run_evaluation(model, tokenizer, options)
-    assert metrics == again and set(metrics["tasks"]) == {"copy", "arith", "facts"}
     folder = EvalFolder(tmp_path / "out", {"seed": 2})
     folder.log("begun")
-    folder.save(metrics, answers, documents)
+    metrics = run_evaluation(model, tokenizer, options, folder=folder)
+    assert metrics == run_evaluation(model, tokenizer, options)
+    assert set(metrics["tasks"]) == {"copy", "arith", "facts"}
     config, stored, items = read_folder(tmp_path / "out")
     assert stored == metrics and config["seed"] == 2 and len(items) == 12
     share = np.mean([one["credit"] for one in items if one["suite"] == "copy"])
@@ -222,6 +222,22 @@ def test_run_and_its_folder(make_model, tokenizer, facts, tmp_path):
     with pytest.raises(UsageError, match="is not empty"):
         EvalFolder(tmp_path / "out", {})
     assert read_folder(tmp_path / "out")[1] == metrics
+
+
+def test_a_run_that_is_broken_off_keeps_what_it_has(make_model, tokenizer, tmp_path):
+    def broken(name):
+        if name == "answering":
+            raise KeyboardInterrupt
+        return nullcontext()
+
+    data = "world:?split=valid&tokens=1K&people=40&phrases=10"
+    options = EvalOptions(data=data, suites=("copy",), items=2)
+    folder = EvalFolder(tmp_path / "out", {})
+    with pytest.raises(KeyboardInterrupt):
+        run_evaluation(make_model(2), tokenizer, options, broken, folder)
+    assert len(read_documents(tmp_path / "out")) > 3
+    with pytest.raises(CheckpointError, match="no finished evaluation"):
+        read_folder(tmp_path / "out")
 
 
 def test_what_nothing_named_stands_for():

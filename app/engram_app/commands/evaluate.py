@@ -73,10 +73,7 @@ def evaluate(
     model, tokenizer = open_model(checkpoint, device=device, full_precision=True)
     say(_subset(options))
     folder = _folder(out, checkpoint, model, options) if out else None
-    found = run_evaluation(model, tokenizer, options, lambda name: _stage(name, folder))
-    if folder:
-        folder.save(*found)
-    metrics = found[0]
+    metrics = run_evaluation(model, tokenizer, options, lambda name: _stage(name, folder), folder)
     if as_json:
         print_json({"checkpoint": checkpoint, **metrics})
     else:
