@@ -141,10 +141,10 @@ def test_replaces_a_report_and_nothing_else(pair, tmp_path):
         write_report(str(pair / "plain"), out, **words)
     assert (out / "notes.txt").read_text() == "mine"
     write_report(str(pair / "plain"), out, force=True, **words)
-    first = (out / "report.json").read_text()
     assert not (out / "notes.txt").exists()
-    write_report(str(pair / "plain"), out, **words)  # an earlier report may go
-    assert (out / "report.json").read_text() != first
+    (out / "report.html").write_text("an earlier report, which may go")
+    page = write_report(str(pair / "plain"), out, **words)
+    assert page == out / "report.html" and "an earlier report" not in page.read_text()
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
