@@ -6,16 +6,15 @@ A folder without metrics.json was broken off; every file but the log is whole or
 
 import hashlib
 import json
-import os
 import platform
 from collections.abc import Iterable
 from datetime import UTC, datetime
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from engram_model.errors import CheckpointError, UsageError
 from engram_model.evaluate import ScoredDocument
+from engram_model.files import installed, write_whole
 from engram_model.span_scores import FIELDS, span_sums
 from engram_model.tasks import Answer
 
@@ -35,7 +34,8 @@ class EvalFolder:
         self.path = Path(path)
         check_new(self.path)
         self.path.mkdir(parents=True, exist_ok=True)
-        _write_json(self.path / CONFIG, {**config, "versions": versions(), "started": _now()})
+        versions = {"python": platform.python_version(), **installed(PACKAGES)}
+        _write_json(self.path / CONFIG, {**config, "versions": versions, "started": _now()})
 
     def log(self, event: str, **fields: Any) -> None:
         """Add a line to the log, with the time."""
@@ -129,33 +129,13 @@ def weights_sha256(checkpoint: str | Path) -> dict[str, str]:
     return digests
 
 
-def versions() -> dict[str, str]:
-    """Of Python and of the packages that the numbers depend on, as far as they are installed."""
-    found = {"python": platform.python_version()}
-    for package in PACKAGES:
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            continue
-    return found
-
-
 def _now() -> str:
     return datetime.now(UTC).isoformat(timespec="milliseconds")
 
 
 def _write_json(file: Path, document: dict[str, Any]) -> None:
-    _write(file, json.dumps(document, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+    write_whole(file, json.dumps(document, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
 
 
 def _write_lines(file: Path, records: Iterable[dict[str, Any]]) -> None:
-    _write(file, "".join(f"{json.dumps(record, ensure_ascii=False)}\n" for record in records))
-
-
-def _write(file: Path, text: str) -> None:
-    temporary = file.with_name(f".{file.name}.{os.getpid()}")
-    try:
-        temporary.write_text(text, encoding="utf-8")
-        os.replace(temporary, file)
-    finally:
-        temporary.unlink(missing_ok=True)
+    write_whole(file, "".join(f"{json.dumps(record, ensure_ascii=False)}\n" for record in records))

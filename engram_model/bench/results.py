@@ -7,7 +7,6 @@ import platform
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ import torch
 
 from engram_model.bench import stage
 from engram_model.bench.measure import Machine, Row
+from engram_model.files import installed, write_whole
 
 PACKAGES = ("torch", "triton", "numpy", "transformers", "tile-kernels")
 
@@ -39,7 +39,7 @@ class Results:
             "stage": self.stage,
             "machine": machine,
             "quick": self.machine.quick,
-            "versions": _versions(),
+            "versions": {"python": platform.python_version(), **installed(PACKAGES)},
             "command": command,
             "date": datetime.now(UTC).isoformat(timespec="seconds"),
             "error": self.error,
@@ -50,13 +50,7 @@ class Results:
         """Write `kernels-<stage>.json`; a reader never meets half a file."""
         folder.mkdir(parents=True, exist_ok=True)
         file = folder / f"kernels-{self.stage}.json"
-        temporary = file.with_name(f".{file.name}.{os.getpid()}")
-        try:
-            document = json.dumps(self.to_dict(command), indent=1, allow_nan=False)
-            temporary.write_text(document + "\n", encoding="utf-8")
-            os.replace(temporary, file)
-        finally:
-            temporary.unlink(missing_ok=True)
+        write_whole(file, json.dumps(self.to_dict(command), indent=1, allow_nan=False) + "\n")
         return file
 
 
@@ -81,13 +75,3 @@ def run(name: str, machine: Machine, on_row: Callable[[Row], None] | None = None
     if machine.device == "cuda":
         torch.cuda.empty_cache()
     return results
-
-
-def _versions() -> dict[str, str]:
-    found = {"python": platform.python_version()}
-    for package in PACKAGES:
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            continue
-    return found

@@ -5,6 +5,8 @@ from dataclasses import dataclass, field
 from typing import Any
 from weakref import WeakKeyDictionary
 
+from engram_model.files import installed
+
 PACKAGES = ("engram-workbench", "numpy", "tokenizers", "torch", "transformers")
 _WEIGHTS: WeakKeyDictionary = WeakKeyDictionary()  # model -> (versions of its tensors, checksum)
 
@@ -88,12 +90,5 @@ def _sha256(tensors: list) -> str:
 
 def versions() -> dict[str, str]:
     """Versions of the packages that the numbers depend on, as installed."""
-    from importlib.metadata import PackageNotFoundError, version
-
-    found = {}
-    for package in PACKAGES:
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            found[package] = "not installed"
-    return found
+    found = installed(PACKAGES)
+    return {package: found.get(package, "not installed") for package in PACKAGES}

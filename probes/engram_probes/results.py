@@ -5,7 +5,6 @@ Nothing here needs torch or a model: a result saved on one machine opens on any 
 
 import hashlib
 import json
-import os
 from dataclasses import asdict, dataclass, fields, replace
 from importlib import import_module
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 
 from engram_model.errors import CheckpointError
+from engram_model.files import write_whole
 from engram_probes.provenance import Provenance
 
 if TYPE_CHECKING:
@@ -95,9 +95,9 @@ class Result:
         folder = Path(path)
         folder.mkdir(parents=True, exist_ok=True)
         content = save({n: np.ascontiguousarray(a) for n, a in self.arrays().items()})
-        _write(folder / ARRAYS_FILE, content)
+        write_whole(folder / ARRAYS_FILE, content)
         document = json.dumps(self._document(content), indent=1, allow_nan=False)
-        _write(folder / JSON_FILE, (document + "\n").encode())
+        write_whole(folder / JSON_FILE, document + "\n")
         return folder
 
     def _document(self, content: bytes) -> dict[str, Any]:
@@ -175,16 +175,6 @@ def _read_json(folder: Path) -> dict[str, Any]:
             "update engram-workbench"
         )
     return document
-
-
-def _write(file: Path, content: bytes) -> None:
-    """Under a temporary name first: a reader never meets half a file."""
-    temporary = file.with_name(f".{file.name}.{os.getpid()}")
-    try:
-        temporary.write_bytes(content)
-        os.replace(temporary, file)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _tuples(value: Any) -> Any:

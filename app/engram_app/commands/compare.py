@@ -29,7 +29,10 @@ def compare(
     Give a folder a seed of each model. A difference is decided if its 95% interval, over texts and
     seeds, leaves out zero.
     """
+    import json
+
     from engram_model.comparison import compare as run
+    from engram_model.files import write_whole
 
     differences = [found.to_dict() for found in run(list(first), list(against), seed)]
     document: dict[str, Any] = {
@@ -39,7 +42,7 @@ def compare(
         "differences": differences,
     }
     if out:
-        _write(out, document)
+        write_whole(out, json.dumps(document, indent=1) + "\n")
     if as_json:
         print_json(document)
         return
@@ -54,15 +57,3 @@ def compare(
         for difference in differences
     ]
     print_rows(HEADERS, rows)
-
-
-def _write(file: Path, document: dict[str, Any]) -> None:
-    import json
-    import os
-
-    temporary = file.with_name(f".{file.name}.{os.getpid()}")
-    try:
-        temporary.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
-        os.replace(temporary, file)
-    finally:
-        temporary.unlink(missing_ok=True)
