@@ -81,18 +81,21 @@ def run_evaluation(
     options: EvalOptions,
     stage: Stage = lambda name: nullcontext(),
     folder: EvalFolder | None = None,
+    items: list[Item] | None = None,
 ) -> dict[str, Any]:
     """The numbers, fit for JSON.
 
     Args:
         model: a causal model in evaluation mode.
         stage: called with the name of each part; its context gives the progress of it.
+        items: of `task_items`, where they were made already.
         folder: where documents, answers and numbers are written as soon as they are there.
 
     Returns:
         `data`, `sources`, `spans`, `tasks` and `lm_eval`, each empty where nothing was asked for.
     """
-    items = task_items(options)  # first: a mistake in what is asked for costs no time
+    if items is None:  # first: a mistake in what is asked for costs no time
+        items = task_items(options)
     documents = _documents(model, tokenizer, options, stage)
     if folder:
         folder.keep_documents(documents)

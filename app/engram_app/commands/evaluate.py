@@ -69,11 +69,13 @@ def evaluate(
     options = plan(asked, everything)
     if out:
         check_new(out)
-    task_items(options)  # a mistake there is found before the model is opened
+    items_asked = task_items(options)  # a mistake there is found before the model is opened
     model, tokenizer = open_model(checkpoint, device=device, full_precision=True)
     say(_subset(options))
     folder = _folder(out, checkpoint, model, options) if out else None
-    metrics = run_evaluation(model, tokenizer, options, lambda name: _stage(name, folder), folder)
+    metrics = run_evaluation(
+        model, tokenizer, options, lambda name: _stage(name, folder), folder, items_asked
+    )
     if as_json:
         print_json({"checkpoint": checkpoint, **metrics})
     else:
