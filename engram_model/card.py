@@ -75,21 +75,21 @@ def public_spec(spec: str) -> str:
 
 def _training(log: dict, file: TokenFile) -> dict:
     options, history = log["options"], log["history"]
-    [run] = [entry for entry in history if "train_runtime" in entry]
+    seconds = [entry["train_runtime"] for entry in history if "train_runtime" in entry]
     context = options["context"] or 1024
-    seen = run["step"] * log["tokens_per_step"]
+    seen = log["step"] * log["tokens_per_step"]
     return {
         "corpus": public_spec(file.meta["corpus"]["spec"]),
         "corpus_tokens": file.meta["tokens"],
         "tokens": seen,
         "epochs": round(seen / file.meta["tokens"], 2),
-        "steps": run["step"],
+        "steps": log["step"],
         "sequences_per_step": log["tokens_per_step"] // context,
         "context": context,
         "learning_rate": options["lr"],
         "seed": options["seed"],
-        # the clock of a resumed run began at the resume
-        "tokens_per_second": None if log["resumed"] else round(seen / run["train_runtime"]),
+        # the clock of a resumed run began at the resume; a checkpoint from within a run has none
+        "tokens_per_second": round(seen / seconds[0]) if seconds and not log["resumed"] else None,
         "device": log.get("device"),
         "final_loss": [entry["loss"] for entry in history if "loss" in entry][-1],
     }

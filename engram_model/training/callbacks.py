@@ -2,6 +2,7 @@
 
 import sys
 import time
+from collections.abc import Callable
 
 import torch
 import torch.distributed as dist
@@ -89,6 +90,24 @@ class WatchGates(TrainerCallback):
                 named[f"gate_mean_{memory.layer_id}"] = round(float(memory.gates.mean()), 4)
                 named[f"gate_std_{memory.layer_id}"] = round(float(memory.gates.std()), 4)
         return named
+
+
+class LogBeforeSaving(TrainerCallback):
+    """The log refuses a loss that is not finite: no checkpoint of a diverged run is kept."""
+
+    def on_step_end(self, args, state, control, **kwargs):
+        control.should_log = control.should_log or control.should_save
+
+
+class KeepWeights(TrainerCallback):
+    """Calls `write` with the number of each of the given steps once it is done."""
+
+    def __init__(self, steps: set[int], write: Callable[[int], None]) -> None:
+        self.steps, self.write = steps, write
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if state.global_step in self.steps:
+            self.write(state.global_step)
 
 
 class Progress(TrainerCallback):

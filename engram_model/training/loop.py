@@ -9,12 +9,13 @@ from transformers import PrinterCallback, Trainer, TrainingArguments
 
 from engram_model.errors import EngramError, UsageError
 from engram_model.memory import EngramMemory
-from engram_model.training.callbacks import BalanceExperts, Progress, WatchGates
+from engram_model.training.callbacks import BalanceExperts, LogBeforeSaving, Progress, WatchGates
 from engram_model.training.experts import autocast_experts
 from engram_model.training.graphed import NO_MASK, CaptureError, GraphedStep, Inputs
 from engram_model.training.optimizer import MuonAdamW
 
 logger = logging.getLogger(__name__)
+DIVERGED = {"loss": "loss", "grad_norm": "gradient", "train_loss": "mean loss"}
 
 
 class EngramTrainer(Trainer):
@@ -57,7 +58,7 @@ class EngramTrainer(Trainer):
         self.remove_callback(PrinterCallback)
         balancing, gates = BalanceExperts(self.model, balance), WatchGates(self.model)
         self.watchers: tuple[BalanceExperts, WatchGates] = (balancing, gates)
-        for callback in self.watchers:
+        for callback in (*self.watchers, LogBeforeSaving()):
             self.add_callback(callback)
         if self.is_world_process_zero():
             self.add_callback(Progress(tokens_per_step))
@@ -99,11 +100,12 @@ class EngramTrainer(Trainer):
         return optimizer.clip_grad_norm_(self.args.max_grad_norm)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        if not math.isfinite(logs.get("loss", 0.0)):
-            raise EngramError(
-                f"the loss is {logs['loss']} at step {self.state.global_step}: lower the learning "
-                "rate; the last checkpoint is kept"
-            )
+        for name, what in DIVERGED.items():
+            if not math.isfinite(logs.get(name, 0.0)):
+                raise EngramError(
+                    f"the {what} is {logs[name]} at step {self.state.global_step}: lower the "
+                    "learning rate; the last checkpoint is kept"
+                )
         if "loss" in logs:
             for watcher in self.watchers:
                 logs.update(watcher.statistics())

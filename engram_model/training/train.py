@@ -10,7 +10,16 @@ from pathlib import Path
 from engram_model.errors import CheckpointError, CorpusError, EngramError, UsageError
 
 TRAINER = "trainer"  # sub-folder for what only a resumed run needs
-FREE = ("valid", "eval_every", "save_every", "log_every", "tokenizer", "graph")  # may change
+KEPT = "kept"  # sub-folder for checkpoints from within the run
+FREE = (
+    "valid",
+    "eval_every",
+    "save_every",
+    "log_every",
+    "tokenizer",
+    "graph",
+    "keep",
+)  # may change
 FULL = 2**20  # bytes left on a disk that count as none
 
 
@@ -30,6 +39,7 @@ class TrainOptions:
         eval_every, save_every, log_every: steps.
         graph: replay each step's passes as a CUDA graph; None: where that is possible, see
             `training.loop.why_no_graph`.
+        keep: numbers of tokens; the step that reaches one leaves a checkpoint in `OUT/kept/step-N`.
     """
 
     tokens: int = 60_000_000
@@ -47,6 +57,7 @@ class TrainOptions:
     save_every: int = 200
     log_every: int = 10
     graph: bool | None = None
+    keep: tuple[int, ...] = ()
 
 
 def train(
@@ -88,9 +99,12 @@ def train(
                 _begin(out, described, resume)
             tokenizer = _tokenizer(options.tokenizer, data, preset, out)
             trainer = _trainer(preset, data, out, options, tokenizer, overrides or {})
+        described = {**described, "resumed": resume}
+        if processes.is_main_process and options.keep:
+            _keep(trainer, tokenizer, out, described, options.keep)
         trainer.train(resume_from_checkpoint=last_complete(out) if resume else None)
         if processes.is_main_process:
-            _write(trainer, tokenizer, out, {**described, "resumed": resume})
+            _write(trainer, tokenizer, out, described)
     return out
 
 
@@ -108,7 +122,8 @@ def last_complete(out: Path) -> str | None:
 
 def _describe(preset: str, data: str, options: TrainOptions, overrides: dict) -> dict:
     """What a run is; a resumed one must be the same but for what does not touch its losses."""
-    return {"preset": preset, "data": data, "overrides": overrides, "options": asdict(options)}
+    fields = {**asdict(options), "keep": list(options.keep)}  # as JSON gives it back
+    return {"preset": preset, "data": data, "overrides": overrides, "options": fields}
 
 
 def _begin(out: Path, described: dict, resume: bool) -> None:
@@ -252,6 +267,27 @@ def _trainer(preset, data, out: Path, options: TrainOptions, tokenizer, override
     )
 
 
+def _keep(trainer, tokenizer, out: Path, described: dict, tokens: tuple[int, ...]) -> None:
+    """Have the trainer write checkpoints on its way."""
+    from engram_model.training.callbacks import KeepWeights
+
+    def write(step: int) -> None:
+        folder = out / KEPT / f"step-{step}"
+        partial = folder.with_name(f".{folder.name}")
+        for old in (partial, folder):  # of a run that was broken off
+            shutil.rmtree(old, ignore_errors=True)
+        partial.mkdir(parents=True)
+        _write(trainer, tokenizer, partial, described)
+        partial.rename(folder)
+
+    steps = {math.ceil(count / trainer.tokens_per_step) for count in tokens}
+    if max(steps) > trainer.args.max_steps:
+        raise UsageError(
+            f"no checkpoint can be kept after {max(tokens):,} tokens: training is shorter"
+        )
+    trainer.add_callback(KeepWeights(steps, write))
+
+
 def _write(trainer, tokenizer, out: Path, described: dict) -> None:
     """Config, weights in bf16 shards under 15 MB (buffers as they are), tokenizer and log."""
     import torch
@@ -268,6 +304,7 @@ def _write(trainer, tokenizer, out: Path, described: dict) -> None:
     tokenizer.save_pretrained(out)
     log = {
         **described,
+        "step": trainer.state.global_step,
         "tokens_per_step": trainer.tokens_per_step,
         "graphed": trainer.graphed is not None,
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU",

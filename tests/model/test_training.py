@@ -12,6 +12,7 @@ import time
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from engram_model.errors import CheckpointError, CorpusError, EngramError, UsageError
 from engram_model.training.optimizer import MuonAdamW, StackedMuon, parameter_groups
@@ -133,6 +134,44 @@ def test_full_disk_keeps_the_last_checkpoint(corpus, tmp_path, monkeypatch, erro
 def test_loss_that_is_not_finite_stops_the_run(corpus, tmp_path):
     with pytest.raises(EngramError, match=r"the loss is .* lower the learning rate"):
         run(corpus, tmp_path / "run", lr=1e20)
+
+
+def test_no_checkpoint_of_a_diverged_run_is_kept(corpus, tmp_path):
+    """A loss is finite until the step after; the gradient of the step before may not be."""
+    with pytest.raises(EngramError, match=r"the (loss|gradient) is"):
+        run(corpus, tmp_path / "run", lr=1e20, save_every=1, log_every=100)
+    for folder in (tmp_path / "run" / "trainer").glob("checkpoint-*"):
+        weights = load_file(folder / "model.safetensors")
+        assert all(bool(tensor.isfinite().all()) for tensor in weights.values()), folder
+
+
+def test_run_that_diverges_in_its_last_steps_is_not_written(corpus, tmp_path, monkeypatch):
+    from engram_model.training.loop import EngramTrainer
+
+    def step(self, *args, **kwargs):
+        late = self.state.global_step == STEPS - 1
+        return torch.tensor(float("nan") if late else 1.0)
+
+    monkeypatch.setattr(EngramTrainer, "training_step", step)
+    with pytest.raises(EngramError, match="loss is nan"):
+        run(corpus, tmp_path / "run", log_every=100, save_every=100)
+    assert not (tmp_path / "run" / "model.safetensors").exists()
+
+
+def test_kept_checkpoints_are_those_of_the_way(corpus, unbroken, tmp_path):
+    import engram_model as em
+
+    out = run(corpus, tmp_path / "run", keep=(3 * 128, 4 * 128 - 1, STEPS * 128))
+    kept = {path.name: em.load(path)[0] for path in (out / "kept").iterdir()}
+    assert sorted(kept) == ["step-12", "step-3", "step-4"]
+    last = em.load(out)[0].state_dict()
+    assert all(torch.equal(last[n], w) for n, w in kept["step-12"].state_dict().items())
+    assert not torch.equal(last["lm_head.weight"], kept["step-3"].state_dict()["lm_head.weight"])
+    log = json.loads((out / "kept" / "step-4" / "training_log.json").read_text())
+    assert log["step"] == 4 and log["options"]["keep"] == [384, 511, 1536]
+    assert losses(out) == pytest.approx(losses(unbroken), abs=1e-6)
+    with pytest.raises(UsageError, match="training is shorter"):
+        run(corpus, tmp_path / "other", keep=(STEPS * 128 + 1,))
 
 
 def test_refuses_a_folder_that_holds_a_run(corpus, unbroken, tmp_path):

@@ -37,6 +37,10 @@ def train(
     control: Annotated[
         str | None, typer.Option(metavar="NAME", help="Train a control of the memory: merged, ...")
     ] = None,
+    keep: Annotated[
+        str | None,
+        typer.Option(metavar="N,...", help="Keep checkpoints after so many tokens, in DIR/kept."),
+    ] = None,
     fields: Annotated[
         list[str] | None,
         typer.Option("--set", metavar="FIELD=VALUE", help="Replace a field of the config."),
@@ -57,6 +61,7 @@ def train(
         tokenizer=None if tokenizer is None else str(tokenizer),
         save_every=save_every,
         graph=graph,
+        keep=tuple(number(count) for count in keep.split(",")) if keep else (),
     )
     overrides = parse_fields(fields or [])
     if control:
