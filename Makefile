@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
-REPORT ?= reports/nano
+REPORT ?= reports/mini
 
 .PHONY: report explore test lint setup notebook clean
 
@@ -15,7 +15,7 @@ $(READY): pyproject.toml constraints.txt
 	touch $@
 
 report: setup
-	$(BIN)/engram report engram-nano --twin moe-nano --out $(REPORT) --force
+	$(BIN)/engram report engram-mini --twin moe-mini --out $(REPORT) --force
 	@echo "open $(REPORT)/report.html"
 
 explore: setup

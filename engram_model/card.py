@@ -1,50 +1,47 @@
 """The model card: what a checkpoint is, what it was trained on and how well it does.
 
 `card.json` holds the numbers, `README.md` shows them. Both are made from the checkpoint itself, the
-token file it was trained on and evaluations run for the card.
+token file it was trained on and folders of `engram eval`.
 """
 
 import json
-import re
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
 from engram_model.accounting import count_parameters
-from engram_model.card_tasks import read_tasks, tasks_section
-from engram_model.evaluate import DEFAULT_DATA, evaluate
+from engram_model.card_evaluations import evaluations_section, read_evaluation
+from engram_model.corpora import public_spec
 from engram_model.markdown import table
 from engram_model.training.tokens import TokenFile, open_tokens
-
-FOLDERS = re.compile(r"(?<=:)[^#?:+]*/")  # in a corpus spec: true on one machine only
 
 
 def write_card(
     checkpoint: str | Path,
     tokens: str | Path,
-    data: tuple[str, ...] = (),
+    evaluations: Sequence[str | Path] = (),
     about: str = "",
-    progress=None,
-    tasks: str | Path | None = None,
 ) -> dict:
-    """Evaluate a checkpoint and write its `card.json` and `README.md`.
+    """Write a checkpoint's `card.json` and `README.md`.
 
     Args:
         checkpoint: folder with a trained model and its training_log.json.
         tokens: the token file it was trained on.
-        data: corpora to evaluate on, beside the world's valid split.
+        evaluations: folders that `engram eval --out` wrote of this checkpoint.
         about: a paragraph on the corpus: what it is, whose, under which licence.
-        progress: as for `evaluate`.
-        tasks: folder that `engram eval --out` wrote of this checkpoint.
 
     Returns:
         What `card.json` holds.
+
+    Raises:
+        CheckpointError: an evaluation is not whole, or was of other weights.
     """
     from engram_model.checkpoint import load
 
     folder = Path(checkpoint)
-    known = read_tasks(tasks, folder) if tasks else None
-    model, tokenizer = load(folder)
+    found = [read_evaluation(evaluation, folder) for evaluation in evaluations]
+    model, _ = load(folder)
     log = json.loads((folder / "training_log.json").read_text())
     file = open_tokens(tokens)
     card = {
@@ -54,23 +51,11 @@ def write_card(
         "parameters": count_parameters(model).to_dict(),
         "training": _training(log, file),
         "memory": [_memory(model, memory, file) for memory in model.model.memories],
-        "evaluation": {
-            public_spec(spec): {
-                source: loss.to_dict()
-                for source, loss in evaluate(model, tokenizer, spec, progress=progress).items()
-            }
-            for spec in (*data, DEFAULT_DATA)
-        },
-        **({"tasks": known} if known else {}),
+        "evaluations": found,
     }
     (folder / "card.json").write_text(json.dumps(card, indent=1))
     (folder / "README.md").write_text(render_card(card))
     return card
-
-
-def public_spec(spec: str) -> str:
-    """A corpus spec without the folders of the machine it was read on."""
-    return FOLDERS.sub("", spec)
 
 
 def _training(log: dict, file: TokenFile) -> dict:
@@ -153,11 +138,7 @@ def render_card(card: dict) -> str:
         "## Training",
         _training_text(training),
         *([card["about"]] if card["about"] else []),
-        "## Losses",
-        "One model, one seed. Intervals (95%) are over documents, not over trainings; `engram eval "
-        f"{card['name']} --data SPEC` computes them again.",
-        *(_losses(spec, losses) for spec, losses in card["evaluation"].items()),
-        *(tasks_section(card["tasks"]) if "tasks" in card else []),
+        *evaluations_section(card["name"], card["evaluations"]),
         "## Limits",
         f"{counts['total'] / 1e6:.1f} million parameters and one corpus: facts are confused, names "
         "invented, and no safety work was done. Text of other kinds than the corpus is out of "
@@ -203,19 +184,3 @@ def _memory_section(memories: list[dict]) -> list[str]:
         "n-grams per row",
     ]
     return ["## Memory", table(header, rows)] if rows else []
-
-
-def _losses(spec: str, losses: dict[str, dict]) -> str:
-    rows = [
-        [
-            source,
-            f"{loss['loss']:.4f}",
-            f"{loss['low']:.3f} to {loss['high']:.3f}",
-            f"{loss['bits_per_byte']:.4f}",
-            f"{loss['documents']:,}",
-            f"{loss['tokens']:,}",
-        ]
-        for source, loss in losses.items()
-    ]
-    header = ["source", "nats a token", "95%", "bits a byte", "documents", "tokens"]
-    return f"`{spec}`\n\n" + table(header, rows)

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 Document = dict[str, Any]
 READER = 2  # raise it when the same files give other rows or columns
 LABELS = ("id", "family", "source", "title")
+FOLDERS = re.compile(r"(?<=:)[^#?:+]*/")
 SURROGATE = re.compile("[\ud800-\udfff]")
 SUFFIXES = {".jsonl": "json", ".json": "json", ".txt": "text", ".md": "text", ".parquet": "parquet"}
 
@@ -101,6 +102,11 @@ def fingerprint(spec: str) -> str:
         return f"corpus{READER}-{world.parse_spec(spec).fingerprint}"
     canonical = json.dumps(describe(spec), sort_keys=True)
     return f"corpus{READER}-" + hashlib.sha256(canonical.encode()).hexdigest()[:24]
+
+
+def public_spec(spec: str) -> str:
+    """A spec without the folders of the machine it was read on."""
+    return FOLDERS.sub("", spec)
 
 
 def parse(spec: str, *, online: bool = False) -> list[Part]:

@@ -52,7 +52,8 @@ def test_info(engram, pair):
 def test_info_shows_the_card(engram, pair, tmp_path):
     folder = shutil.copytree(pair / "plain", tmp_path / "carded")
     loss = {"loss": 1.5, "low": 1.25, "high": 1.75, "bits_per_byte": 0.5}
-    (folder / "card.json").write_text(json.dumps({"evaluation": {"world:": {"all": loss}}}))
+    one = {"options": {"data": "world:"}, "sources": {"all": loss}}
+    (folder / "card.json").write_text(json.dumps({"evaluations": [one]}))
     _, out, _ = engram("info", folder)
     assert out.endswith("all\t1.5000\t1.2500\t1.7500\t0.5000\n")
 
@@ -157,6 +158,20 @@ def test_compare(engram, corpus, tmp_path):
     assert code == 0 and loss["what"] == "loss, all" and loss["units"] == 24
     assert loss["difference"] == pytest.approx(loss["first"] - loss["second"])
     assert shown.splitlines()[1].split("\t")[:2] == ["loss, all", f"{loss['first']:.4f}"]
+
+
+def test_compare_of_trainings(engram, tmp_path):
+    log = {"preset": "p", "overrides": {}, "step": 1}
+    options = dict(tokens=1, context=None, batch=1, accumulate=1, valid="v")
+    for name in ("a0", "a1", "b0", "b1"):
+        (tmp_path / name).mkdir()
+        loss = {"eval_loss": (1.5 if name[0] == "a" else 2.5) + int(name[1]) / 100, "step": 1}
+        run = {**log, "options": {**options, "seed": int(name[1])}, "history": [loss]}
+        (tmp_path / name / "training_log.json").write_text(json.dumps(run))
+    a, b = ([tmp_path / f"{side}{seed}" for seed in (0, 1)] for side in "ab")
+    code, out, _ = engram("compare", *a, "--with", b[0], "--with", b[1])
+    assert code == 0 and out.splitlines()[1].split("\t")[1:4] == ["1.5050", "2.5050", "-1.0000"]
+    assert out.splitlines()[1].split("\t")[6] == "less"
 
 
 def test_world(engram, tmp_path):

@@ -206,7 +206,7 @@ def test_error_is_one_line(visit):
     type_text(page, ".," * 1900)
     alert = page.get_by_role("alert")
     alert.wait_for()
-    assert re.search(r"[\d,]+ tokens with <bos> and engram-nano reads 1,024", alert.inner_text())
+    assert re.search(r"[\d,]+ tokens with <bos> and engram-mini reads 1,024", alert.inner_text())
 
 
 def test_foreign_host_is_refused(server):

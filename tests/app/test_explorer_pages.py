@@ -176,7 +176,7 @@ def test_only_paths_that_hold_something_open(tmp_path, monkeypatch, pair):
     with pytest.raises(CheckpointError, match="has no config"):
         Opened.find([str(tmp_path)])
     monkeypatch.setenv("ENGRAM_CHECKPOINTS", str(tmp_path))
-    with pytest.raises(CheckpointError, match="no checkpoint at engram-nano"):
+    with pytest.raises(CheckpointError, match="no checkpoint at engram-mini"):
         Opened.find([])
     assert Opened.find([str(pair / "memory")]).models == [str(pair / "memory")]
 

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -89,7 +90,11 @@ def test_tokenizer_without_its_special_tokens(copy):
     refused(copy, "the tokenizer's bos_token_id is None, the model's 0")
 
 
-@pytest.mark.parametrize("name", ["engram-nano", "moe-nano"])
+CHECKPOINTS = Path(__file__).resolve().parents[2] / "checkpoints"
+BUNDLED = sorted(path.parent.name for path in CHECKPOINTS.glob("*/config.json"))
+
+
+@pytest.mark.parametrize("name", BUNDLED)
 def test_bundled_models_run_in_bfloat16(name):
     """A GPU's default; grouped products of 16-bit experts ask more of their widths."""
     model, tokenizer = em.load(name, dtype=torch.bfloat16, device="cpu")

@@ -1,11 +1,11 @@
-"""`engram card`: the model card of a checkpoint, with the evaluations it states."""
+"""`engram card`: the model card of a checkpoint, from the evaluations it is given."""
 
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from engram_app.console import print_text, progress
+from engram_app.console import print_text
 
 
 def card(
@@ -13,20 +13,16 @@ def card(
     tokens: Annotated[
         Path, typer.Option(metavar="DIR", help="The token file it was trained on (tokenize).")
     ],
-    data: Annotated[
-        list[str] | None,
-        typer.Option(metavar="SPEC", help="Evaluate on this too, beside the world; repeatable."),
+    evaluation: Annotated[
+        list[Path] | None,
+        typer.Option(metavar="DIR", help="What `engram eval --out` wrote of it; repeatable."),
     ] = None,
     about: Annotated[
         str, typer.Option(help="A paragraph on the corpus: what it is, whose, its licence.")
     ] = "",
-    evaluation: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="What `engram eval --out` wrote of it.")
-    ] = None,
 ) -> None:
-    """Evaluate a checkpoint and write its README.md and card.json."""
+    """Write a checkpoint's README.md and card.json."""
     from engram_model.card import write_card
 
-    with progress("evaluating", "tokens") as update:
-        write_card(checkpoint, tokens, tuple(data or ()), about, update, evaluation)
+    write_card(checkpoint, tokens, evaluation or (), about)
     print_text(str(checkpoint / "README.md"))

@@ -12,7 +12,8 @@ HEADERS = ("quantity", "first", "second", "difference", "low", "high", "first ha
 
 def compare(
     first: Annotated[
-        list[Path], typer.Argument(metavar="DIR ...", help="What `engram eval --out` wrote.")
+        list[Path],
+        typer.Argument(metavar="DIR ...", help="What `engram eval --out` or `engram train` wrote."),
     ],
     against: Annotated[
         list[Path],
@@ -27,14 +28,19 @@ def compare(
     """Differences of two models on the same texts and items, first minus second.
 
     Give a folder a seed of each model. A difference is decided if its 95% interval, over texts and
-    seeds, leaves out zero.
+    seeds, leaves out zero. Of training runs the valid loss at the end is compared, over seeds.
     """
     import json
 
     from engram_model.comparison import compare as run
     from engram_model.files import write_whole
+    from engram_model.run_comparison import compare_runs, is_run
 
-    differences = [found.to_dict() for found in run(list(first), list(against), seed)]
+    if all(map(is_run, (*first, *against))):
+        found = [compare_runs(first, against)]
+    else:
+        found = run(list(first), list(against), seed)
+    differences = [difference.to_dict() for difference in found]
     document: dict[str, Any] = {
         "command": command_line(),
         "first": [folder.name for folder in first],

@@ -11,7 +11,7 @@ def explore(
         typer.Argument(
             metavar="[CKPT|RUN]...",
             help="Checkpoints, the one to look at first, then its twin; or folders of saved "
-            "results. Default: engram-nano and moe-nano.",
+            "results. Default: engram-mini and moe-mini.",
         ),
     ] = None,
     port: Annotated[int, typer.Option(help="Port on 127.0.0.1; 0 takes a free one.")] = 8501,

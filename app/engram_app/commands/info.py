@@ -111,10 +111,11 @@ def evaluation(path: Path) -> dict[str, dict[str, dict[str, float]]]:
     import json
 
     try:
-        found = json.loads((path / "card.json").read_text(encoding="utf-8"))["evaluation"]
+        card = json.loads((path / "card.json").read_text(encoding="utf-8"))
+        evaluations = [(one["options"]["data"], one["sources"]) for one in card["evaluations"]]
     except (OSError, ValueError, KeyError, TypeError):
         return {}
-    return found if isinstance(found, dict) else {}
+    return {data: sources for data, sources in evaluations if data}
 
 
 def _sha256(file: Path) -> str:

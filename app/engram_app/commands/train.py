@@ -10,7 +10,7 @@ from engram_model.errors import CheckpointError, UsageError
 
 
 def train(
-    preset: Annotated[str, typer.Argument(help="engram-nano, moe-nano, engram-tiny, ...")],
+    preset: Annotated[str, typer.Argument(help="engram-nano, moe-nano, engram-mini, ...")],
     data: Annotated[
         str, typer.Option(metavar="SPEC", help="A corpus, or tokens:DIR written by tokenize.")
     ],

@@ -8,7 +8,7 @@ from pathlib import Path
 from engram_model.errors import CheckpointError
 
 OPENED = "ENGRAM_OPENED"
-BUNDLED = ("engram-nano", "moe-nano")
+BUNDLED = ("engram-mini", "moe-mini")
 RESULT = "result.json"
 
 
