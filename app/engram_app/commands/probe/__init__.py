@@ -1,0 +1,15 @@
+"""`engram probe`: one probe of one checkpoint, its finding printed and its result saved."""
+
+import typer
+
+from engram_app.commands.probe.cka import cka
+from engram_app.commands.probe.gates import gates
+from engram_app.commands.probe.lens import lens
+
+app = typer.Typer(
+    help="One probe: print its finding, save its result.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+)
+for command in (gates, lens, cka):
+    app.command()(command)
