@@ -3,9 +3,11 @@
 _HOME = {
     "Alignment": "alignment",
     "GateMap": "gates",
+    "GateProfile": "gate_profiles",
     "LogitLens": "lens",
     "cka": "alignment",
     "gate_map": "gates",
+    "gate_profile": "gate_profiles",
     "linear_cka": "hsic",
     "load_result": "results",
     "logit_lens": "lens",

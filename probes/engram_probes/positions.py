@@ -36,12 +36,17 @@ def entity_final(
     encoded = tokenizer(document["text"], add_special_tokens=False, return_offsets_mapping=True)
     ids = with_bos(tokenizer, encoded["input_ids"])
     shift = len(ids) - len(encoded["input_ids"])
-    last = {}  # character -> last token that covers it
-    for index, (start, end) in enumerate(encoded["offset_mapping"]):
-        last.update(dict.fromkeys(range(start, end), index + shift))
     ends = {
-        last[span["end"] - 1]
-        for span in spans
-        if span.get("kind") in ENTITY_KINDS and span["end"] - 1 in last
+        end + shift
+        for span, end in zip(spans, last_tokens(spans, encoded["offset_mapping"]), strict=True)
+        if span.get("kind") in ENTITY_KINDS and end is not None
     }
     return ids, generator.permutation(np.array(sorted(ends), dtype=np.int64))[:most]
+
+
+def last_tokens(spans: list[dict[str, Any]], offsets: list[tuple[int, int]]) -> list[int | None]:
+    """Of each span the token that ends its last character; None: no token does."""
+    last: dict[int, int] = {}  # character -> last token that covers it
+    for index, (start, end) in enumerate(offsets):
+        last.update(dict.fromkeys(range(start, end), index))
+    return [last.get(span["end"] - 1) for span in spans]

@@ -24,6 +24,7 @@ SCHEMA = 1
 JSON_FILE, ARRAYS_FILE = "result.json", "arrays.safetensors"
 _CLASSES = {
     "gates": "gates.GateMap",
+    "gate-profile": "gate_profiles.GateProfile",
     "lens": "lens.LogitLens",
     "lens-difference": "lens_difference.LensDifference",
     "cka": "alignment.Alignment",

@@ -192,6 +192,10 @@ def test_bundled_results_are_those_of_the_bundled_models():
     weights = {name: weights_sha256(em.load(name)[0]) for name in bundled_names()}
     folders = bundled_results()
     assert folders
-    for folder in folders:
+    checked = set()
+    for folder in folders:  # other seeds of a comparison are not bundled
         for model in ep.load_result(folder).provenance.models:
-            assert weights[model["name"]] == model["weights_sha256"], folder
+            if model["name"] in weights:
+                assert weights[model["name"]] == model["weights_sha256"], folder
+                checked.add(model["name"])
+    assert {"engram-mini", "moe-mini"} <= checked
