@@ -201,3 +201,17 @@ def test_findings_state_the_saved_alignments():
         means = np.mean([ep.load_result(folder).soft_index for folder in folders], 0)
         [stated] = re.findall(rf"{re.escape(title)} \| (.*) \|$", text, re.MULTILINE)
         assert stated.split(" | ") == [f"{mean:.1f}" for mean in means]
+
+
+def test_findings_state_the_saved_settling_depths():
+    import engram_probes as ep
+
+    folders = ("lens-mini", "lens-mini/twin", "lens-seeds/engram-moe-mini-s1")
+    lenses = [ep.load_result(ROOT / "docs/results" / folder) for folder in folders]
+    lenses.append(ep.load_result(ROOT / "docs/results" / folders[2] / "twin"))
+    text = (ROOT / "docs/findings.md").read_text()
+    for stratum in ("fact", "ngram", "outside", "copy"):
+        place = lenses[0].strata.index(stratum), lenses[0].metrics.index("settled")
+        depths = [float((1 - lens.stratum_mean[place]).sum()) for lens in lenses]
+        [stated] = re.findall(rf"^\| `{stratum}`[\w ]* \| (.*) \|$", text, re.MULTILINE)
+        assert stated.split(" | ") == [f"{depth:.1f}" for depth in depths]

@@ -16,15 +16,14 @@ from engram_probes.capture import MemoryTrace, Subject
 from engram_probes.gate_profiles import CONTROLS, LABELS, MEASURES, GateProfile
 from engram_probes.positions import ENTITY_KINDS, last_tokens
 from engram_probes.provenance import provenance
+from engram_probes.strata import BANDS, MECHANISMS, frequency_bands
 from engram_probes.text import Documents
 
 BLOCKS = 200
 BINS = 50
 EDGES = np.stack([np.linspace(0, 1, BINS + 1), np.logspace(-3, 2, BINS + 1)])
 ROLES = ("end", "inside", "other")
-BANDS = 6  # of a token's id: a BPE numbers its tokens in about the order of their frequency
 STRATA = 2 * BANDS
-MECHANISMS = ("outside", "none", "copy", "fact", "ngram", "compute")
 TIERS = (0, 1, 4, 16, 64, 256)
 SURPRISALS = ((0.0, 0.1), (0.1, 1.0), (1.0, 4.0), (4.0, np.inf))  # nats
 GROUPS = (
@@ -179,8 +178,7 @@ def _describe(tokenizer, document: dict, offsets, ids: list[int], surprisal) -> 
         *((surprisal >= low) & (surprisal < high) for low, high in SURPRISALS),
     ]
     begins = np.array([False, *(text[a : a + 1].isspace() for a, _ in offsets)])
-    band = np.log(np.array(ids) + 1) / np.log(len(tokenizer)) * 2 * BANDS - BANDS
-    strata = np.clip(band.astype(int), 0, BANDS - 1) + BANDS * begins
+    strata = frequency_bands(np.array(ids), len(tokenizer)) + BANDS * begins
     return _Tokens(roles, strata, np.array(groups, dtype=bool))
 
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
@@ -16,11 +16,14 @@ if TYPE_CHECKING:
     import plotly.graph_objects
 
     from engram_probes.lens_difference import LensDifference
+    from engram_probes.lens_run import LensRun
+    from engram_probes.strata import Strata
 
 # What is measured at every depth, its unit, and how it is named in figures.
 METRICS = {
     "kl": ("nats", "KL(final || layer)"),
     "kl_reverse": ("nats", "KL(layer || final)"),
+    "js": ("nats", "Jensen-Shannon divergence from the final prediction"),
     "entropy": ("nats", "Entropy"),
     "rank": ("rank, 1 is best", "Mean rank of the true next token"),
     "log_rank": ("ln of the rank", "Mean log rank of the true next token"),
@@ -28,8 +31,11 @@ METRICS = {
     "topk_overlap": ("share", "Overlap of the top-k tokens with the final ones"),
     "top1_agreement": ("share", "Top token is the final one"),
     "settled": ("share of tokens", "Settled: the top token stays the final one"),
+    "settled_top3": ("share of tokens", "Settled: the final top token stays among the top three"),
+    "settled_half": ("share of tokens", "Settled: the final top token keeps over half the mass"),
 }
-GRID = ("kl", "kl_reverse", "entropy", "log_prob", "log_rank", "top1_prob")
+SETTLED = ("settled", "settled_top3", "settled_half")
+GRID = ("kl", "kl_reverse", "js", "entropy", "log_prob", "log_rank", "top1_prob")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)
@@ -50,6 +56,10 @@ class LogitLens(Result):
         low, high: 95% interval by bootstrap over documents, [K, D]; NaN for one document.
         document_sums: sum over tokens, [n, K, D]; add those of two runs to merge them.
         document_counts: number of tokens in each sum, [n, K].
+        by: what the strata are of, see `logit_lens`; None: none.
+        strata: names of the S strata.
+        stratum_mean, stratum_low, stratum_high: as `mean`, of the tokens of each, [S, K, D].
+        stratum_tokens: [S].
         token_ids, tokens, special: of a single text, [p]; else None.
         token_values: of a single text, every metric at each token, [K, D, p], NaN where it has no
             next token.
@@ -64,6 +74,10 @@ class LogitLens(Result):
         "high": ("metric", "depth"),
         "document_sums": ("document", "metric", "depth"),
         "document_counts": ("document", "metric"),
+        "stratum_mean": ("stratum", "metric", "depth"),
+        "stratum_low": ("stratum", "metric", "depth"),
+        "stratum_high": ("stratum", "metric", "depth"),
+        "stratum_tokens": ("stratum",),
         "token_ids": ("position",),
         "special": ("position",),
         "token_values": ("metric", "depth", "position"),
@@ -88,6 +102,12 @@ class LogitLens(Result):
     high: np.ndarray
     document_sums: np.ndarray
     document_counts: np.ndarray
+    by: str | None = None
+    strata: tuple[str, ...] = ()
+    stratum_mean: np.ndarray | None = None
+    stratum_low: np.ndarray | None = None
+    stratum_high: np.ndarray | None = None
+    stratum_tokens: np.ndarray | None = None
     tokens: tuple[str, ...] | None = None
     top1_texts: tuple[tuple[str, ...], ...] | None = None
     token_ids: np.ndarray | None = None
@@ -124,7 +144,17 @@ class LogitLens(Result):
     @property
     def mean_settling_depth(self) -> float:
         """Mean number of blocks after which the top token stays the final one."""
-        return float((1 - self.curve("settled")[0]).sum())
+        return self.settling("settled")
+
+    def settling(self, definition: str = "settled") -> float:
+        """Mean settling depth in blocks, by one of the definitions in `SETTLED`.
+
+        A token that never settles (its final top token may have less than half of the mass) counts
+        with the number of depths.
+        """
+        if definition not in SETTLED:
+            raise UsageError(f"{definition!r}: use one of {', '.join(SETTLED)}")
+        return float((1 - self.curve(definition)[0]).sum())
 
     def minus(self, other: "LogitLens", seed: int = 0) -> "LensDifference":
         """This model's curves less the other's on the same texts, with paired intervals.
@@ -175,6 +205,47 @@ class LogitLens(Result):
             }
         )
 
+    def strata_frame(self) -> "pandas.DataFrame":
+        """One row for each stratum, metric and depth.
+
+        Raises:
+            UsageError: the lens was taken without `by`.
+        """
+        import pandas as pd
+
+        mean, low, high, tokens = self._strata()
+        stratum, metric, depth = (index.ravel() for index in np.indices(mean.shape))
+        return pd.DataFrame(
+            {
+                "stratum": np.array(self.strata, dtype=object)[stratum],
+                "metric": np.array(self.metrics, dtype=object)[metric],
+                "depth": depth,
+                "mean": mean.ravel(),
+                "low": low.ravel(),
+                "high": high.ravel(),
+                "tokens": tokens[stratum],
+            }
+        )
+
+    def _strata(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        parts = (self.stratum_mean, self.stratum_low, self.stratum_high, self.stratum_tokens)
+        mean, low, high, tokens = parts
+        if mean is None or low is None or high is None or tokens is None:
+            raise UsageError("the lens was not taken by strata; call logit_lens with by=")
+        return mean, low, high, tokens
+
+    def stratum_curves(
+        self, what: str = "kl"
+    ) -> list[tuple[str, int, np.ndarray, np.ndarray, np.ndarray]]:
+        """Name, tokens, mean, low and high [D] of one metric in each stratum that has tokens."""
+        index = self._index(what)
+        mean, low, high, tokens = self._strata()
+        return [
+            (name, int(tokens[i]), mean[i, index], low[i, index], high[i, index])
+            for i, name in enumerate(self.strata)
+            if tokens[i]
+        ]
+
     def token_frame(self) -> "pandas.DataFrame":
         """Of a single text: one row for each depth and position."""
         import pandas as pd
@@ -197,9 +268,10 @@ class LogitLens(Result):
 
         Args:
             what: a metric; in the grid one of `GRID`.
-            view: "curve" or "grid"; default the grid where there is one and it has `what`.
+            view: "curve", "strata" (a curve for each) or "grid"; default the grid where there is
+                one and it has `what`.
         """
-        from engram_probes.figures.lens import curve_figure, grid_figure
+        from engram_probes.figures.lens import curve_figure, grid_figure, strata_figure
 
         if what != "top1_prob":
             self._index(what)
@@ -207,6 +279,8 @@ class LogitLens(Result):
             view = "grid" if self.tokens is not None and what in GRID else "curve"
         if view == "grid":
             return grid_figure(self, what, self.grid(what))
+        if view == "strata":
+            return strata_figure(self, what)
         if view != "curve" or what == "top1_prob":
             raise UsageError(
                 f"no view {view!r} of {what}: use 'curve' for means, 'grid' for a text"
@@ -239,6 +313,7 @@ def logit_lens(
     topk: int = 5,
     max_tokens: int | None = None,
     chunk_tokens: int | None = None,
+    by: str | None = None,
     seed: int = 0,
     progress: Callable[[int, int | None], None] | None = None,
 ) -> LogitLens:
@@ -255,6 +330,8 @@ def logit_lens(
         topk: k of the top-k agreement.
         max_tokens: stop after the document that reaches so many tokens.
         chunk_tokens: tokens whose logits are held at a time; changes memory, not results.
+        by: give curves apart for tokens by `mechanism` of the span that the next token belongs to
+            (of a corpus with spans), by `frequency` of the next token, or by `position`.
         seed: of the intervals.
         progress: called with (documents done, documents in all or None).
 
@@ -262,21 +339,26 @@ def logit_lens(
         A `LogitLens`.
 
     Raises:
-        UsageError: an empty text, a single text longer than the context, or k out of range.
+        UsageError: an empty text, a single text longer than the context, k out of range, or no such
+            strata.
         CorpusError: no text.
         EngramError: the model's head does more than norm and unembedding.
     """
     from engram_probes.capture import Subject
     from engram_probes.lens_run import read_documents
+    from engram_probes.strata import Strata
     from engram_probes.text import Documents
 
     subject, documents = Subject.of(model), Documents(texts)
     if not 1 <= topk <= subject.model.config.vocab_size:
         raise UsageError(f"topk {topk}: use 1 to {subject.model.config.vocab_size}")
-    run = read_documents(subject, tokenizer, documents, topk, max_tokens, chunk_tokens, progress)
+    strata = Strata.named(by) if by is not None else None
+    run = read_documents(
+        subject, tokenizer, documents, topk, max_tokens, chunk_tokens, strata, progress
+    )
     counts = run.counts[..., None]
     low, high = ratio_interval(run.sums, counts, seed)
-    settings = {"topk": topk, "max_tokens": max_tokens}
+    settings = {"topk": topk, "max_tokens": max_tokens, "by": by}
     return LogitLens(
         provenance=provenance([subject.model], tokenizer, documents.description(), settings, seed),
         model=subject.name,
@@ -290,5 +372,19 @@ def logit_lens(
         high=high,
         document_sums=run.sums,
         document_counts=run.counts,
+        **({} if strata is None else _by_stratum(strata, run, seed)),
         **run.single,
     )
+
+
+def _by_stratum(strata: "Strata", run: "LensRun", seed: int) -> dict[str, Any]:
+    counts = run.stratum_counts[..., None]
+    low, high = ratio_interval(run.stratum_sums, counts, seed)
+    return {
+        "by": strata.by,
+        "strata": strata.names,
+        "stratum_mean": divide(run.stratum_sums.sum(0), counts.sum(0)),
+        "stratum_low": low,
+        "stratum_high": high,
+        "stratum_tokens": run.stratum_counts[..., 0].sum(0),
+    }

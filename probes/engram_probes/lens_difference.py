@@ -29,6 +29,10 @@ class LensDifference(Result):
         difference, low, high: `model` less `other` with its interval, documents drawn together
             for both, [K, D].
         settling: mean settling depth of `model` less that of `other`, its low and high, [3].
+        depth_shift: how many blocks later `other` has the KL(final || layer) that `model` has at
+            this depth, between depths by a straight line, [D]; more than 0: `model` is ahead. NaN
+            where `other` never has it.
+        shift_low, shift_high: 95% interval of it.
     """
 
     kind: ClassVar[str] = "lens-difference"
@@ -40,8 +44,11 @@ class LensDifference(Result):
         "low": ("metric", "depth"),
         "high": ("metric", "depth"),
         "settling": ("estimate, low, high",),
+        "depth_shift": ("depth",),
+        "shift_low": ("depth",),
+        "shift_high": ("depth",),
     }
-    units: ClassVar[dict[str, str]] = {"settling": "blocks run"}
+    units: ClassVar[dict[str, str]] = {"settling": "blocks run", "depth_shift": "blocks"}
 
     model: str
     other: str
@@ -56,6 +63,9 @@ class LensDifference(Result):
     low: np.ndarray
     high: np.ndarray
     settling: np.ndarray
+    depth_shift: np.ndarray
+    shift_low: np.ndarray
+    shift_high: np.ndarray
 
     def facts(self) -> dict:
         return {
@@ -116,6 +126,12 @@ def difference(lens: LogitLens, other: LogitLens, seed: int = 0) -> LensDifferen
         return -differ(weights)[settled].sum()
 
     settling_low, settling_high = interval(settle, lens.documents, seed)
+    kl = lens.metrics.index("kl")
+
+    def shift(weights: np.ndarray) -> np.ndarray:
+        return depth_shift(_mean(lens, weights)[kl], _mean(other, weights)[kl])
+
+    shift_low, shift_high = interval(shift, lens.documents, seed)
     return LensDifference(
         provenance=_joined(lens.provenance, other.provenance, seed),
         model=lens.model,
@@ -131,7 +147,33 @@ def difference(lens: LogitLens, other: LogitLens, seed: int = 0) -> LensDifferen
         low=low,
         high=high,
         settling=np.array([-estimate[settled].sum(), settling_low, settling_high]),
+        depth_shift=shift(np.ones(lens.documents, dtype=np.int64)),
+        shift_low=shift_low,
+        shift_high=shift_high,
     )
+
+
+def depth_shift(kl: np.ndarray, other: np.ndarray) -> np.ndarray:
+    """At which depth the other curve first falls to each value of this one, less its own depth.
+
+    Args:
+        kl, other: KL(final || layer) by depth, [D].
+
+    Returns:
+        [D] blocks; NaN where the value is above all of the other curve.
+    """
+    shifts = np.full(len(kl), np.nan)
+    for depth, value in enumerate(kl):
+        below = np.flatnonzero(other <= value)
+        if not len(below) or value > other[0]:
+            continue
+        after = int(below[0])
+        if after == 0:
+            shifts[depth] = -depth
+            continue
+        fraction = (other[after - 1] - value) / (other[after - 1] - other[after])
+        shifts[depth] = after - 1 + fraction - depth
+    return shifts
 
 
 def _mean(lens: LogitLens, weights: np.ndarray) -> np.ndarray:

@@ -10,15 +10,19 @@ from engram_model.errors import CorpusError
 from engram_probes.capture import Subject, batches, encode
 from engram_probes.lens import METRICS
 from engram_probes.lens_measure import NEEDS_NEXT, TokenValues, chunk_size, measure
+from engram_probes.strata import Strata
 from engram_probes.text import Documents, token_texts
 
 
 @dataclass(frozen=True, eq=False)
 class LensRun:
-    """sums [n, K, D], counts [n, K]; `single`: the fields of a single text."""
+    """sums [n, K, D], counts [n, K], and by stratum [n, S, K, D], [n, S, K] (S may be 0); `single`:
+    the fields of a single text."""
 
     sums: np.ndarray
     counts: np.ndarray
+    stratum_sums: np.ndarray
+    stratum_counts: np.ndarray
     cut: int
     max_difference: float
     single: dict[str, Any] = field(default_factory=dict)
@@ -31,21 +35,28 @@ def read_documents(
     topk: int,
     max_tokens: int | None,
     chunk_tokens: int | None,
+    strata: Strata | None,
     progress: Callable[[int, int | None], None] | None,
 ) -> LensRun:
     """Measure every document; memory grows with their number only."""
     model = subject.model
     chunk = chunk_tokens or chunk_size(model.config.vocab_size, model.device)
-    reader = _Reader(subject, tokenizer, documents, max_tokens)
+    reader = _Reader(subject, tokenizer, documents, max_tokens, strata)
     sums, counts, single = [], [], {}
+    stratum_sums, stratum_counts = [], []
     difference = 0.0
-    for batch in batches(reader, len):
-        for ids, token in zip(
-            batch, measure(subject, subject.residuals(batch), batch, topk, chunk), strict=True
-        ):
+    for batch in batches(reader, lambda one: len(one.ids)):
+        texts = [one.ids for one in batch]
+        measured = measure(subject, subject.residuals(texts), texts, topk, chunk)
+        for one, token in zip(batch, measured, strict=True):
+            ids = one.ids
             counted = _counted(subject, tokenizer, ids)
-            sums.append(np.where(counted[:, None], token.values, 0).sum(-1, dtype=np.float64))
+            kept = np.where(counted[:, None], token.values, 0).astype(np.float64)
+            sums.append(kept.sum(-1))
             counts.append(counted.sum(-1))
+            members = one.strata == np.arange(len(strata.names) if strata else 0)[:, None]
+            stratum_sums.append(np.einsum("kdp,sp->skd", kept, members))
+            stratum_counts.append(np.einsum("kp,sp->sk", counted, members, dtype=np.int64))
             difference = max(difference, token.max_difference)
             if documents.single:
                 single = _single(subject, tokenizer, ids, token)
@@ -53,24 +64,48 @@ def read_documents(
             progress(len(sums), documents.total)
     if not sums:
         raise CorpusError("the corpus is empty: there is no text to read")
-    return LensRun(np.stack(sums), np.stack(counts), reader.cut, difference, single)
+    return LensRun(
+        sums=np.stack(sums),
+        counts=np.stack(counts),
+        stratum_sums=np.stack(stratum_sums),
+        stratum_counts=np.stack(stratum_counts),
+        cut=reader.cut,
+        max_difference=difference,
+        single=single,
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class _Read:
+    """ids of a document; the stratum of each position, [p], -1 for none."""
+
+    ids: list[int]
+    strata: np.ndarray
 
 
 class _Reader:
     """Ids of document after document, cut to the context; `cut` counts those."""
 
     def __init__(
-        self, subject: Subject, tokenizer, documents: Documents, max_tokens: int | None
+        self,
+        subject: Subject,
+        tokenizer,
+        documents: Documents,
+        max_tokens: int | None,
+        strata: Strata | None,
     ) -> None:
         self._subject, self._tokenizer, self._documents = subject, tokenizer, documents
-        self._max_tokens = max_tokens
+        self._max_tokens, self._strata = max_tokens, strata
         self.cut = 0
 
-    def __iter__(self) -> Iterator[list[int]]:
+    def __iter__(self) -> Iterator[_Read]:
         tokens = 0
         for document in self._documents:
             ids = self._ids(document["text"])
-            yield ids
+            strata = np.full(len(ids), -1)
+            if self._strata is not None:
+                strata = self._strata.of(document, self._tokenizer, ids)
+            yield _Read(ids, strata)
             tokens += len(ids)
             if self._max_tokens is not None and tokens >= self._max_tokens:
                 return

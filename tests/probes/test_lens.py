@@ -7,7 +7,9 @@ import torch
 import engram_probes as ep
 from engram_model.errors import CorpusError, EngramError, UsageError
 from engram_probes.lens import METRICS
+from engram_probes.lens_difference import depth_shift
 from engram_probes.lens_measure import settling_depth
+from engram_probes.strata import Strata
 
 
 def plain(model, ids: list[int], topk: int = 5) -> dict[str, np.ndarray]:
@@ -34,12 +36,17 @@ def plain(model, ids: list[int], topk: int = 5) -> dict[str, np.ndarray]:
         for t in range(positions):
             out["kl"][d, t] = np.sum(p[t] * np.log(p[t] / q[d, t]))
             out["kl_reverse"][d, t] = np.sum(q[d, t] * np.log(q[d, t] / p[t]))
+            half = (p[t] + q[d, t]) / 2
+            out["js"][d, t] = 0.5 * sum(np.sum(r * np.log(r / half)) for r in (p[t], q[d, t]))
             out["entropy"][d, t] = -np.sum(q[d, t] * np.log(q[d, t]))
             out["topk_overlap"][d, t] = len(set(top[d, t]) & set(top[-1, t])) / topk
             out["top1_agreement"][d, t] = top[d, t, 0] == top[-1, t, 0]
             out["settled"][d, t] = all(
                 top[later, t, 0] == top[-1, t, 0] for later in range(d, depths)
             )
+            one = top[-1, t, 0]
+            out["settled_top3"][d, t] = all(one in top[later, t, :3] for later in range(d, depths))
+            out["settled_half"][d, t] = all(q[later, t, one] > 0.5 for later in range(d, depths))
             if t + 1 < positions:
                 true = q[d, t, ids[t + 1]]
                 out["rank"][d, t] = 1 + np.sum(q[d, t] > true)
@@ -165,3 +172,61 @@ def test_errors(engram, tokenizer, texts, lens, text_lens):
     for what, view in [("kl", "pie"), ("top1_prob", "curve")]:
         with pytest.raises(UsageError, match="no view"):
             text_lens.figure(what, view)
+
+
+@pytest.mark.parametrize("by", ["mechanism", "frequency", "position"])
+def test_strata_are_means_over_their_tokens(engram, tokenizer, by):
+    import engram_model as em
+
+    corpus = em.load_corpus("world:?seed=0&split=valid&tokens=600&families=bio,phrase")
+    lens = ep.logit_lens(engram, tokenizer, corpus, by=by)
+    sums, counts = np.zeros(lens.depths), 0
+    stratum = {"mechanism": "fact", "frequency": "band 3 of 6", "position": "16 to 63"}[by]
+    for document in corpus:
+        ids = tokenizer(document["text"], add_special_tokens=False)["input_ids"]
+        ids = [tokenizer.bos_token_id, *ids][: engram.config.max_position_embeddings]
+        values = plain(engram, ids)["kl"][:, 1:]
+        places = Strata.named(by).of(document, tokenizer, ids)[1:]
+        chosen = places == lens.strata.index(stratum)
+        sums, counts = sums + values[:, chosen].sum(1), counts + int(chosen.sum())
+        if by == "position":  # place i of `places` is position i + 1
+            assert chosen[15:62].all() and not chosen[:14].any() and not chosen[63:].any()
+    [found] = [curve for curve in lens.stratum_curves("kl") if curve[0] == stratum]
+    assert found[1] == counts > 20
+    np.testing.assert_allclose(found[2], sums / counts, rtol=1e-4, atol=1e-5)
+    assert (found[3] <= found[2]).all() and (found[2] <= found[4]).all()
+    assert "by " + by in lens.figure("kl", "strata").layout.title.text
+    assert set(lens.strata_frame()["stratum"]) == set(lens.strata)
+
+
+def test_a_position_belongs_to_what_is_predicted_there(tokenizer):
+    text = "Anna Kordel sings."
+    spans = [{"start": 5, "end": 11, "kind": "name", "mechanism": "ngram"}]
+    ids = [tokenizer.bos_token_id, *tokenizer(text, add_special_tokens=False)["input_ids"]]
+    strata = Strata.named("mechanism")
+    places = strata.of({"text": text, "spans": spans}, tokenizer, ids)
+    named = [tokenizer.decode(ids[i + 1]) for i in np.flatnonzero(places == 4)]
+    assert "".join(named).strip() == "Kordel" and places[-1] == -1
+
+
+def test_strata_refused(engram, tokenizer, texts):
+    with pytest.raises(UsageError, match="use one of mechanism, position, frequency"):
+        ep.logit_lens(engram, tokenizer, texts, by="day")
+    with pytest.raises(CorpusError, match="no column 'spans'"):
+        ep.logit_lens(engram, tokenizer, texts, by="mechanism")
+    with pytest.raises(UsageError, match="not taken by strata"):
+        ep.logit_lens(engram, tokenizer, texts[:2]).figure("kl", "strata")
+
+
+def test_depth_shift_reads_the_other_curve():
+    other = np.array([10.0, 6.0, 4.0, 2.0, 0.0])
+    kl = np.array([11.0, 5.0, 2.0, 2.0, 0.0])
+    np.testing.assert_allclose(depth_shift(kl, other), [np.nan, 0.5, 1.0, 0.0, 0.0])
+    np.testing.assert_allclose(depth_shift(other, other), np.zeros(5))
+
+
+def test_three_definitions_of_settling(lens):
+    depths = [lens.settling(name) for name in ("settled", "settled_top3", "settled_half")]
+    assert depths[1] <= depths[0] == lens.mean_settling_depth
+    with pytest.raises(UsageError, match="settled_half"):
+        lens.settling("never")

@@ -22,7 +22,7 @@ from engram_probes.lens_difference import LensDifference
 
 DEPTH_TITLE = "blocks run (0: embedding)"
 CELL_TEXT = 600  # cells above which the tokens no longer fit into a grid
-REVERSED = ("entropy", "kl", "kl_reverse", "log_rank")  # in a grid, bright means sure
+REVERSED = ("entropy", "js", "kl", "kl_reverse", "log_rank")  # in a grid, bright means sure
 
 
 def curve_figure(lenses: Sequence[LogitLens], what: str) -> go.Figure:
@@ -38,6 +38,22 @@ def curve_figure(lenses: Sequence[LogitLens], what: str) -> go.Figure:
     figure.update_yaxes(title={"text": f"{name} ({unit})"})
     described = "; ".join(_described(lens.model, lens.curve(what)[0], unit) for lens in lenses)
     return finish(figure, name, f"Line chart of {name} by depth. {described}.")
+
+
+def strata_figure(lens: LogitLens, what: str) -> go.Figure:
+    """One metric by depth, a line with its interval for each stratum."""
+    unit, name = METRICS[what]
+    figure, curves = go.Figure(), lens.stratum_curves(what)
+    for (stratum, tokens, mean, low, high), colour in zip(curves, CATEGORICAL, strict=False):
+        _add_curve(figure, mean, low, high, f"{stratum} ({tokens:,})", colour)
+    _mark_memory(figure, lens.memory_layers)
+    if what == "rank":
+        figure.update_yaxes(type="log")
+    figure.update_xaxes(title={"text": DEPTH_TITLE})
+    figure.update_yaxes(title={"text": f"{name} ({unit})"})
+    described = "; ".join(_described(stratum, mean, unit) for stratum, _, mean, *_ in curves)
+    title = f"{name}, by {lens.by} of the next token"
+    return finish(figure, title, f"Line chart of {name} by depth. {described}.")
 
 
 def grid_figure(lens: LogitLens, what: str, values: np.ndarray) -> go.Figure:

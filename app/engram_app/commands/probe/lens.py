@@ -32,6 +32,9 @@ def lens(
     documents: Documents = 200,
     tokens: Annotated[str, typer.Option(help="Most tokens to read.")] = "50K",
     topk: Annotated[int, typer.Option(min=1, help="k of the overlap of likeliest tokens.")] = 5,
+    by: Annotated[
+        str | None, typer.Option(help="Curves apart by mechanism, frequency or position.")
+    ] = None,
     seed: Seed = 0,
     as_json: Json = False,
 ) -> None:
@@ -44,7 +47,7 @@ def lens(
     texts, corpus = texts_of(text, data, documents)
     lenses: list[Any] = []
     for name in [checkpoint, *([twin] if twin else [])]:
-        lenses.append(_lens(name, texts, number(tokens), topk, seed))
+        lenses.append(_lens(name, texts, number(tokens), topk, by, seed))
     lenses = [with_origin(found, corpus) for found in lenses]
     results = {"": lenses[0]}
     if twin:
@@ -56,13 +59,13 @@ def lens(
             result.save(out / folder)
 
 
-def _lens(name: str, texts: Any, tokens: int, topk: int, seed: int):
+def _lens(name: str, texts: Any, tokens: int, topk: int, by: str | None, seed: int):
     from engram_probes import logit_lens
 
     model, tokenizer = open_model(name)
     with progress(f"lens of {name}", "documents") as update:
         return logit_lens(
-            model, tokenizer, texts, topk=topk, max_tokens=tokens, seed=seed, progress=update
+            model, tokenizer, texts, topk=topk, max_tokens=tokens, by=by, seed=seed, progress=update
         )
 
 
