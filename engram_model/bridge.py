@@ -140,18 +140,24 @@ class EngramCache(ActivationCache):
         pos_slice=None,
         incl_embeds: bool = True,
         return_labels: bool = False,
+        expand_memory: bool = False,
     ):
         """Components of the residual before `layer` (None: the end): embedding, memory, attention
         and MLP of each layer. Arguments and result as in TransformerLens: [components, batch, pos,
         d], oldest first.
+
+        expand_memory: the memory's write by what it came from, exactly: `{layer}_engram_order{n}_
+            head{h}`, the gated value of one looked-up row, which enters it linearly; and
+            `{layer}_engram_conv`, `{layer}_engram_bias` where there are such. Mode "engram" takes
+            all of them.
         """
         layer = self._layer(layer)
-        labelled = dict(self._contributions(layer, mlp_input))
+        labelled = dict(self._contributions(layer, mlp_input, expand_memory))
         wanted = [
             label
             for label in reversed(labelled)  # oldest first; the embedding comes last above
             if (label == "embed" and incl_embeds)
-            or (label != "embed" and (mode == "all" or label.endswith(f"{mode}_out")))
+            or (label != "embed" and (mode == "all" or label.split("_")[1] == mode))
         ]
         position_slice = _slice(pos_slice)
         stack = torch.stack([position_slice.apply(labelled[label], dim=-2) for label in wanted])
@@ -230,25 +236,54 @@ class EngramCache(ActivationCache):
         reach = range(layer + 1 if mlp_input else layer)
         return [index for index in reach if f"blocks.{index}.engram.hook_out" in self]
 
-    def _contributions(self, layer: int, mlp_input: bool) -> Iterator[tuple[str, Tensor]]:
+    def _contributions(
+        self, layer: int, mlp_input: bool, expand_memory: bool = False
+    ) -> Iterator[tuple[str, Tensor]]:
         """Label and [batch, pos, d] of every writer, newest first, the embedding last."""
         embedding = self["hook_embed"]
+        writers = self._writers(layer, mlp_input, expand_memory)
         if self._streams:
             readout = self._head_weights(self._residual(layer, mlp_input))
-            yield from contributions(readout, self._writers(layer, mlp_input), embedding)
+            yield from contributions(readout, writers, embedding)
         else:
-            for writer in self._writers(layer, mlp_input):
+            for writer in writers:
                 yield writer.label, writer.out
             yield "embed", embedding
 
-    def _writers(self, layer: int, mlp_input: bool) -> Iterator[Site | Write]:
+    def _writers(
+        self, layer: int, mlp_input: bool, expand_memory: bool = False
+    ) -> Iterator[Site | Write]:
         for index in range(layer if mlp_input else layer - 1, -1, -1):
             if index < layer:
                 yield self._site(index, "mlp")
             yield self._site(index, "attn")
-            memory = f"blocks.{index}.engram.hook_out"
-            if memory in self:
-                yield Write(f"{index}_engram_out", self[memory])
+            if f"blocks.{index}.engram.hook_out" in self:
+                yield from self._memory_writes(index, expand_memory)
+
+    def _memory_writes(self, index: int, expand: bool) -> Iterator[Write]:
+        """What a memory adds, [batch, pos, M, d] or for one stream [batch, pos, d]."""
+        hook, label = f"blocks.{index}.engram.hook_", f"{index}_engram_"
+        if not expand:
+            yield Write(f"{label}out", self[f"{hook}out"])
+            return
+        memory = _plain(self.model.blocks[index].engram)
+        config = memory.config
+        gate = self[f"{hook}gate"].float().expand(-1, -1, config.hc_mult)
+        if f"{hook}conv" in self:
+            yield Write(f"{label}conv", self._stream_shape(self[f"{hook}conv"]))
+        if memory.wkv.bias is not None:
+            bias = memory.wkv.bias[-config.hidden_size :].float()
+            yield Write(f"{label}bias", self._stream_shape(gate[..., None] * bias))
+        rows = self[f"{hook}rows"].float()  # [batch, pos, columns, width]
+        weight = memory.wkv.weight[-config.hidden_size :].float().unflatten(1, rows.shape[-2:])
+        for column in reversed(range(rows.shape[-2])):
+            order, head = divmod(column, config.engram_n_heads)
+            value = rows[..., column, :] @ weight[:, column].T
+            share = self._stream_shape(gate[..., None] * value[..., None, :])
+            yield Write(f"{label}order{order + 2}_head{head}", share)
+
+    def _stream_shape(self, out: Tensor) -> Tensor:
+        return out if self._streams else out.squeeze(-2)
 
     def _site(self, index: int, kind: str) -> Site | Write:
         label, out = f"{index}_{kind}_out", self[f"blocks.{index}.{kind}.hook_out"]

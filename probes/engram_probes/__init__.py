@@ -2,9 +2,11 @@
 
 _HOME = {
     "Alignment": "alignment",
+    "Attribution": "attribution",
     "GateMap": "gates",
     "GateProfile": "gate_profiles",
     "LogitLens": "lens",
+    "attribute": "attribution",
     "cka": "alignment",
     "gate_map": "gates",
     "gate_profile": "gate_profiles",

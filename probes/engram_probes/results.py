@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 SCHEMA = 1
 JSON_FILE, ARRAYS_FILE = "result.json", "arrays.safetensors"
 _CLASSES = {
+    "attribution": "attribution.Attribution",
     "gates": "gates.GateMap",
     "gate-profile": "gate_profiles.GateProfile",
     "lens": "lens.LogitLens",

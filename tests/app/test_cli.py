@@ -84,6 +84,26 @@ def test_probe_gates(engram, tmp_path):
     assert result.provenance.command.startswith("engram probe gates memory --text 'The miller")
 
 
+def test_probe_gates_of_a_corpus(engram, tmp_path):
+    spec = "world:?seed=0&split=valid&tokens=600"
+    code, out, _ = engram("probe", "gates", "memory", "--data", spec, "--out", tmp_path)
+    result = ep.load_result(tmp_path)
+    assert code == 0 and out.splitlines()[0] == result.summary()
+    assert result.kind == "gate-profile" and result.positives[0] > 0
+    assert out.splitlines()[1].split("\t") == ["group", "layer", "gate", "added", "tokens"]
+
+
+def test_probe_attribute(engram, tmp_path):
+    words = ("probe", "attribute", "memory", "--text", TEXT)
+    code, out, _ = engram(*words, "--target", "a", "--out", tmp_path)
+    result = ep.load_result(tmp_path)
+    lines = [line.split("\t") for line in out.splitlines()]
+    assert code == 0 and lines[0] == [result.summary()] and lines[1][0] == "component"
+    assert [line[0] for line in lines[2:]] == list(result.components)
+    code, _, err = engram(*words, "--target", "two words")
+    assert code == 2 and "tokens" in err and err.count("\n") <= 2
+
+
 def test_probe_lens_with_twin(engram, corpus, tmp_path):
     words = ("probe", "lens", "memory", "--twin", "plain", "--data", corpus)
     folder = tmp_path / "lens"
@@ -256,7 +276,7 @@ ERRORS = {
     "report over other things": (("report", "memory", "--out", "{bad}/full"), 2, "no report"),
     "no such command": (("nope",), 2, "No such command 'nope'; see `engram --help`"),
     "no such option": (("info", "memory", "--fast"), 2, "No such option"),
-    "missing option": (("probe", "gates", "memory"), 2, "Missing option '--text'"),
+    "missing option": (("probe", "attribute", "memory"), 2, "Missing option '--text'"),
     "no number": (("world", "--out", "{bad}/w", "--tokens", "many"), 2, "no number of tokens"),
     "no such field": (
         ("train", "engram-tiny", "--data", "world:", "--out", "{bad}/t", "--set", "depth=3"),

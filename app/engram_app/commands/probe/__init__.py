@@ -2,6 +2,7 @@
 
 import typer
 
+from engram_app.commands.probe.attribute import attribute
 from engram_app.commands.probe.cka import cka
 from engram_app.commands.probe.gates import gates
 from engram_app.commands.probe.lens import lens
@@ -11,5 +12,5 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
-for command in (gates, lens, cka):
+for command in (gates, lens, cka, attribute):
     app.command()(command)
