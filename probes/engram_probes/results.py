@@ -24,6 +24,7 @@ SCHEMA = 1
 JSON_FILE, ARRAYS_FILE = "result.json", "arrays.safetensors"
 _CLASSES = {
     "attribution": "attribution.Attribution",
+    "edit": "editing.Edit",
     "gates": "gates.GateMap",
     "gate-profile": "gate_profiles.GateProfile",
     "lens": "lens.LogitLens",

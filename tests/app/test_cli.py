@@ -104,6 +104,16 @@ def test_probe_attribute(engram, tmp_path):
     assert code == 2 and "tokens" in err and err.count("\n") <= 2
 
 
+def test_probe_edit(engram, corpus, tmp_path):
+    from engram_model.row_patch import RowPatch
+
+    words = ("probe", "edit", "memory", "--text", "The miller counts", "--answer", " boats")
+    code, out, _ = engram(*words, "--data", corpus, "--out", tmp_path, "--method", "closed")
+    result, patch = ep.load_result(tmp_path), RowPatch.load(tmp_path / "patch.safetensors")
+    assert code == 0 and out.splitlines()[0] == result.summary()
+    assert result.rows == patch.rows and result.documents == 24
+
+
 def test_probe_lens_with_twin(engram, corpus, tmp_path):
     words = ("probe", "lens", "memory", "--twin", "plain", "--data", corpus)
     folder = tmp_path / "lens"

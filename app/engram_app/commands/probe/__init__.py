@@ -4,6 +4,7 @@ import typer
 
 from engram_app.commands.probe.attribute import attribute
 from engram_app.commands.probe.cka import cka
+from engram_app.commands.probe.edit import edit
 from engram_app.commands.probe.gates import gates
 from engram_app.commands.probe.lens import lens
 
@@ -12,5 +13,5 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
-for command in (gates, lens, cka, attribute):
+for command in (gates, lens, cka, attribute, edit):
     app.command()(command)

@@ -1,0 +1,129 @@
+"""Edited rows of memories: put into a model, taken out again, kept as a small safetensors file."""
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from engram_model.errors import CheckpointError, UsageError
+from engram_model.memory import EngramMemory
+
+FORMAT = "engram-rows 1"
+
+
+@dataclass(frozen=True, eq=False)
+class RowPatch:
+    """Rows of each memory layer: where, what they were, and what they become.
+
+    Attributes:
+        slots: layer -> int64 [n], rows of the layer's table.
+        before, after: layer -> float32 [n, width].
+    """
+
+    slots: dict[int, np.ndarray]
+    before: dict[int, np.ndarray]
+    after: dict[int, np.ndarray]
+
+    @property
+    def rows(self) -> int:
+        return sum(map(len, self.slots.values()))
+
+    def apply(self, model) -> None:
+        """Write the new rows.
+
+        Raises:
+            UsageError: rows that are not what they were when the patch was made.
+        """
+        self._write(model, self.before, self.after)
+
+    def undo(self, model) -> None:
+        """Write the old rows back. Raises UsageError: the new ones are not there."""
+        self._write(model, self.after, self.before)
+
+    @contextmanager
+    def applied(self, model) -> Iterator[None]:
+        """The new rows for a while."""
+        self.apply(model)
+        try:
+            yield
+        finally:
+            self.undo(model)
+
+    def _write(self, model, expected: dict, given: dict) -> None:
+        memories = memories_of(model)
+        for layer, slots in self.slots.items():
+            if layer not in memories:
+                raise UsageError(f"the model has no memory in layer {layer}, which the patch edits")
+            table = memories[layer].embed.weight
+            if slots.max(initial=-1) >= len(table) or table.shape[1] != given[layer].shape[1]:
+                raise UsageError(f"the patch does not fit the table of layer {layer}")
+            now = table[torch.from_numpy(slots)].detach().float().cpu().numpy()
+            if not np.array_equal(now, self._rounded(expected[layer], table)):
+                raise UsageError(
+                    f"rows of layer {layer} are not those that the patch replaces: it was made for "
+                    "another model, or is (or is not) applied already"
+                )
+        with torch.no_grad():
+            for layer, slots in self.slots.items():
+                table = memories[layer].embed.weight
+                rows = torch.from_numpy(given[layer]).to(table.device, table.dtype)
+                table[torch.from_numpy(slots).to(table.device)] = rows
+
+    @staticmethod
+    def _rounded(rows: np.ndarray, table: torch.Tensor) -> np.ndarray:
+        return torch.from_numpy(rows).to(table.dtype).float().numpy()
+
+    def save(self, file: str | Path) -> Path:
+        """Write a .safetensors file."""
+        from safetensors.numpy import save
+
+        from engram_model.files import write_whole
+
+        tensors = {
+            f"{layer}.{name}": np.ascontiguousarray(part[layer])
+            for name, part in vars(self).items()
+            for layer in self.slots
+        }
+        write_whole(Path(file), save(tensors, {"format": FORMAT}))
+        return Path(file)
+
+    @classmethod
+    def load(cls, file: str | Path) -> "RowPatch":
+        """Raises CheckpointError: no patch there, or a damaged one."""
+        from safetensors.numpy import load
+
+        try:
+            content = Path(file).read_bytes()
+            size = int.from_bytes(content[:8], "little")
+            header = json.loads(content[8 : 8 + size])
+            if header.get("__metadata__", {}).get("format") != FORMAT:
+                raise CheckpointError(f"{file} is no patch of rows")
+            parts: dict[str, dict[int, np.ndarray]] = {"slots": {}, "before": {}, "after": {}}
+            for key, tensor in load(content).items():
+                layer, name = key.split(".")
+                parts[name][int(layer)] = tensor
+            patch = cls(**parts)
+            patch._check()
+            return patch
+        except CheckpointError:
+            raise
+        except Exception as error:  # safetensors has errors of its own
+            raise CheckpointError(f"{file} cannot be read as a patch of rows: {error}") from None
+
+    def _check(self) -> None:
+        for layer, slots in self.slots.items():
+            before, after = self.before[layer], self.after[layer]
+            fits = before.shape == after.shape == (len(slots), before.shape[-1])
+            whole = slots.dtype == np.int64 and (slots >= 0).all()
+            if not (fits and whole and np.isfinite(after).all() and np.isfinite(before).all()):
+                raise CheckpointError(f"rows of layer {layer} are damaged")
+
+
+def memories_of(model) -> dict[int, EngramMemory]:
+    """Memories by layer, of a model or a bridge of one."""
+    found = (m for m in model.modules() if isinstance(m, EngramMemory))
+    return {memory.layer_id: memory for memory in found}
