@@ -108,8 +108,13 @@ def test_probe_edit(engram, corpus, tmp_path):
     from engram_model.row_patch import RowPatch
 
     words = ("probe", "edit", "memory", "--text", "The miller counts", "--answer", " boats")
-    code, out, _ = engram(*words, "--data", corpus, "--out", tmp_path, "--method", "closed")
-    result, patch = ep.load_result(tmp_path), RowPatch.load(tmp_path / "patch.safetensors")
+    code, out, _ = engram(
+        *words, "--data", corpus, "--out", tmp_path / "edit", "--method", "closed"
+    )
+    result, patch = (
+        ep.load_result(tmp_path / "edit"),
+        RowPatch.load(tmp_path / "edit/patch.safetensors"),
+    )
     assert code == 0 and out.splitlines()[0] == result.summary()
     assert result.rows == patch.rows and result.documents == 24
 

@@ -30,7 +30,7 @@ def edited(engram, tokenizer, texts):
         ANSWER,
         texts=texts,
         paraphrases=(PROMPT.upper(), "A song of"),
-        goal=0.5,
+        goal=0.15,
         steps=400,
     )
     assert same(engram, before)  # the model is left as it was
@@ -39,7 +39,7 @@ def edited(engram, tokenizer, texts):
 
 def test_answer_becomes_likely(edited):
     result, _ = edited
-    assert np.exp(result.log_prob_after[0]) > 0.499 > 0.1 > np.exp(result.log_prob_before[0])
+    assert np.exp(result.log_prob_after[0]) > 0.149 > 0.05 > np.exp(result.log_prob_before[0])
     assert 0 < result.steps < 400 and result.layers == (0, 2)
 
 
