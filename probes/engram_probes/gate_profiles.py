@@ -17,6 +17,7 @@ MEASURES = ("gate", "added")
 LABELS = ("entity", "phrase")
 CONTROLS = ("matched", "inside")
 CHANCE = 0.5
+WHAT = {"entity": "name", "phrase": "set phrase"}
 
 
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)
@@ -123,7 +124,7 @@ class GateProfile(Result):
         values = self.auc[label, CONTROLS.index("matched"), MEASURES.index("gate")]
         if np.isnan(values).any():
             return ""
-        what = {"entity": "name", "phrase": "set phrase"}[self.labels[label]]
+        what = WHAT[self.labels[label]]
         return (
             f"gates tell the end of a {what} with AUC {values.mean():.2f} (layers and streams from "
             f"{values.min():.2f} to {values.max():.2f}; {self.positives[label]:,} ends)"

@@ -76,7 +76,7 @@ def test_results_open_without_the_model(report, document):
             own = getattr(result, array["key"].rpartition("/")[2])
             assert np.array_equal(arrays[array["key"]], own, equal_nan=True)
             assert list(own.shape) == array["shape"]
-    assert kinds == {"gates", "lens", "lens-difference", "cka"}
+    assert kinds == {"gates", "lens", "lens-difference", "cka", "gate-profile"}
 
 
 def test_findings_are_those_of_the_results(report, document):
@@ -103,7 +103,7 @@ def test_page_asks_for_nothing(html):
 
 def test_every_figure_has_words_and_numbers(html):
     figures = re.findall(r"<figure>.*?</figure>", html, flags=re.S)
-    assert len(figures) == 3
+    assert len(figures) == 5
     for figure in figures:
         assert len(re.search(r'role="img" aria-label="([^"]*)"', figure)[1]) > 40
         assert "<figcaption>" in figure and figure.count("<td>") >= 9
@@ -111,7 +111,9 @@ def test_every_figure_has_words_and_numbers(html):
 
 def test_figures_cannot_end_their_script(html):
     data = re.search(r'id="figures">(.*?)</script>', html, flags=re.S)[1]
-    assert "<" not in data and set(json.loads(data)) == {"gates", "lens", "alignment"}
+    assert "<" not in data
+    names = {"gates", "gate-groups", "gate-auc", "lens", "alignment"}
+    assert set(json.loads(data)) == names
 
 
 def test_names_are_escaped(pair, tmp_path, monkeypatch):
@@ -183,3 +185,41 @@ def test_page_draws_offline(report, chromium, shots, theme):
     context.close()
     assert wide <= 1100 and not errors
     assert all(url.startswith(("file:", "blob:")) for url in requests)
+
+
+def test_checks_of_a_config(engram, pair, tmp_path):
+    config = tmp_path / "report.toml"
+    config.write_text(
+        f'data = "{DATA}"\ntokens = 1500\n'
+        'checks = ["gates.mean > 0", "gates.mean < 0", "lens.settling < 9"]\n'
+    )
+    words = ("report", pair / "memory", "--config", config, "--out", tmp_path / "out")
+    code, out, err = engram(*words)
+    assert code == 4 and out == ""
+    last = err.splitlines()[-1]
+    assert "2 of 3 checks failed: gates.mean < 0 (is 0." in last and "no such number" in last
+    document = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert [check["passed"] for check in document["checks"]] == [True, False, False]
+    assert document["spec"]["tokens"] == 1500 and document["spec"]["data"] == DATA
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert "Fails: gates.mean &lt; 0" in page
+    config.write_text(f'data = "{DATA}"\nchecks = ["gates.mean >= 0"]\n')
+    code, out, _ = engram(*words, "--tokens", "500")
+    assert code == 0 and out.strip().endswith("report.html")
+    assert json.loads((tmp_path / "out" / "report.json").read_text())["spec"]["tokens"] == 500
+
+
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        ("twin = ", "cannot be read as TOML"),
+        ("model = 'x'", "no option 'model'; there are twin, data"),
+        ("seed = 'x'", "seed = 'x' is no int"),
+        ("checks = ['gates.mean is 1']", "check 'gates.mean is 1': write NUMBER > LIMIT"),
+    ],
+)
+def test_configs_that_cannot_be_understood(engram, pair, tmp_path, text, message):
+    config = tmp_path / "report.toml"
+    config.write_text(text)
+    code, _, err = engram("report", pair / "memory", "--config", config, "--out", tmp_path / "out")
+    assert code == 2 and message in err.splitlines()[-1] and not (tmp_path / "out").exists()

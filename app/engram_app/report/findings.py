@@ -7,6 +7,7 @@ import numpy as np
 
 from engram_app.report.measure import Measured
 from engram_probes.alignment import Alignment
+from engram_probes.gate_profiles import WHAT, GateProfile
 
 FEW_DOCUMENTS, FEW_TOKENS, FEW_BLOCKS = 30, 5000, 8
 ONE_SEED = (
@@ -19,9 +20,11 @@ ONE_SEED = (
 class KeyNumber:
     """A number of the header: what it is, with its interval and what it is over.
 
+    id: its name in checks, see docs/report.md.
     difference: whether its sign is what matters.
     """
 
+    id: str
     name: str
     value: float
     unit: str
@@ -42,6 +45,8 @@ def findings(found: Measured) -> list[str]:
         sentences.append(f"By CKA, {_lowered(found.alignment.summary())}")
     if found.gates:
         sentences.append(gate_finding(found))
+    if found.gate_profile is not None:
+        sentences.append(found.gate_profile.summary())
     return sentences
 
 
@@ -77,18 +82,36 @@ def key_numbers(found: Measured) -> list[KeyNumber]:
         half = lens.depths // 2
         value, low, high = (float(curve[half]) for curve in lens.curve("kl"))
         name = f"KL to the final prediction after {half} blocks"
-        numbers.append(KeyNumber(name, value, "nats", over, *_ends(low, high)))
+        numbers.append(KeyNumber("lens.kl", name, value, "nats", over, *_ends(low, high)))
     if found.difference is not None:
         value, low, high = (float(number) for number in found.difference.settling)
         name = f"Settling depth, less that of {found.difference.other}"
-        numbers.append(KeyNumber(name, value, "blocks", over, *_ends(low, high), True))
+        ends = _ends(low, high)
+        numbers.append(KeyNumber("lens.settling", name, value, "blocks", over, *ends, True))
     if found.alignment is not None and np.isfinite(found.alignment.soft_index).any():
         numbers.append(_shift(found.alignment))
     if found.gates:
         gate, added = gate_numbers(found)
         over = f"{len(found.gates)} texts"
-        numbers.append(KeyNumber("Mean gate", gate, "0.5 is neutral", over))
-        numbers.append(KeyNumber("Added by the memory", added, "of the residual", over))
+        numbers.append(KeyNumber("gates.mean", "Mean gate", gate, "0.5 is neutral", over))
+        name = "Added by the memory"
+        numbers.append(KeyNumber("gates.added", name, added, "of the residual", over))
+    if found.gate_profile is not None:
+        numbers += _auc_numbers(found.gate_profile)
+    return numbers
+
+
+def _auc_numbers(profile: GateProfile) -> list[KeyNumber]:
+    """How well gates tell ends of names and phrases, averaged over layers and streams."""
+    numbers = []
+    for place, label in enumerate(profile.labels):
+        auc = profile.auc[place, 0, 0]
+        if np.isfinite(auc).all():
+            over = f"{profile.positives[place]:,} ends, {profile.documents:,} documents"
+            name = f"AUC of the gates at the end of a {WHAT[label]}"
+            numbers.append(
+                KeyNumber(f"gates.auc.{label}", name, float(auc.mean()), "0.5 is chance", over)
+            )
     return numbers
 
 
@@ -99,6 +122,7 @@ def _shift(alignment: Alignment) -> KeyNumber:
     column = int(np.nanargmax(np.abs(within if np.isfinite(within).any() else shift)))
     ends = (float(ends[column]) - column for ends in (alignment.soft_low, alignment.soft_high))
     return KeyNumber(
+        "cka.shift",
         f"Largest shift, at layer {column}",
         float(shift[column]),
         "layers",

@@ -10,6 +10,7 @@ from engram_app.console import progress
 from engram_app.opening import open_model
 from engram_model.errors import UsageError
 from engram_probes.alignment import Alignment
+from engram_probes.gate_profiles import GateProfile
 from engram_probes.gates import GateMap
 from engram_probes.lens import LogitLens
 from engram_probes.lens_difference import LensDifference
@@ -37,6 +38,7 @@ class Measured:
 
     Attributes:
         gates: name of the text -> its gate map.
+        gate_profile: over the corpus; None without a memory.
         lens, twin_lens, difference, alignment: over the corpus; None without a twin.
         left_out: what could not be measured, and why.
         seconds: of each stage.
@@ -44,6 +46,7 @@ class Measured:
     """
 
     gates: dict[str, GateMap] = field(default_factory=dict)
+    gate_profile: GateProfile | None = None
     lens: LogitLens | None = None
     twin_lens: LogitLens | None = None
     difference: LensDifference | None = None
@@ -56,6 +59,7 @@ class Measured:
         """All results, by the name of their folder."""
         named: dict[str, Result | None] = {
             **{f"gates-{index}": gates for index, gates in enumerate(self.gates.values(), 1)},
+            "gate-profile": self.gate_profile,
             "lens": self.lens,
             "lens-twin": self.twin_lens,
             "lens-difference": self.difference,
@@ -76,7 +80,7 @@ def measure(spec: Spec, command: str) -> Measured:
         model, tokenizer = open_model(spec.checkpoint)
         twin = open_model(spec.twin)[0] if spec.twin else None
     with _timed(found, "gates"):
-        _gates(found, model, tokenizer)
+        _gates(found, spec, model, tokenizer, documents)
     with _timed(found, "lens"):
         _lens(found, spec, model, twin, tokenizer, documents)
     if twin is not None:
@@ -100,9 +104,9 @@ def _corpus(spec: Spec) -> list[dict]:
     return documents
 
 
-def _gates(found: Measured, model: Any, tokenizer: Any) -> None:
+def _gates(found: Measured, spec: Spec, model, tokenizer, documents: list[dict]) -> None:
     from engram_app.examples import examples
-    from engram_probes import gate_map
+    from engram_probes import gate_map, gate_profile
 
     if not model.config.engram_layer_ids:
         found.left_out.append("Gates: the model has no memory.")
@@ -114,6 +118,10 @@ def _gates(found: Measured, model: Any, tokenizer: Any) -> None:
             except UsageError as error:  # the context of a small model
                 found.left_out.append(f"Gates of the text “{name}”: {error}.")
             update(done, len(examples()))
+    with progress("gates of the corpus", "documents") as update:
+        found.gate_profile = gate_profile(
+            model, tokenizer, documents, max_tokens=spec.tokens, seed=spec.seed, progress=update
+        )
 
 
 def _lens(found: Measured, spec: Spec, model, twin, tokenizer, documents: list[dict]) -> None:
@@ -162,7 +170,7 @@ def _with_origin(found: Measured, command: str, source: dict) -> None:
     found.gates = {
         name: gates.with_provenance(command=command) for name, gates in found.gates.items()
     }
-    for name in ("lens", "twin_lens", "difference", "alignment"):
+    for name in ("gate_profile", "lens", "twin_lens", "difference", "alignment"):
         result = getattr(found, name)
         if result is not None:
             corpus = {**result.provenance.corpus, "source": source}

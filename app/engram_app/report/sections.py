@@ -9,6 +9,7 @@ from engram_app.colours import Scale
 from engram_app.measures import memory_values, strip_tokens
 from engram_app.report.findings import gate_finding
 from engram_app.report.measure import Measured
+from engram_probes.gate_profiles import GateProfile
 from engram_probes.gates import GateMap
 
 if TYPE_CHECKING:
@@ -66,6 +67,7 @@ def sections(found: Measured) -> list[Section]:
     """One section a probe that was run, in the order of the text."""
     parts = [
         _gates(found) if found.gates else None,
+        _gate_profile(found.gate_profile) if found.gate_profile is not None else None,
         _lens(found),
         _alignment(found) if found.alignment is not None else None,
     ]
@@ -95,6 +97,56 @@ def _gates(found: Measured) -> Section:
         ],
         strips=_strips(found),
         figures=[_gate_figure(first, next(iter(found.gates)))],
+    )
+
+
+def _gate_profile(profile: GateProfile) -> Section:
+    rows = [
+        [
+            name,
+            f"{profile.group_tokens[g]:,}",
+            *(_number(v) for v in profile.group_mean[g].mean((1, 2))),
+        ]
+        for g, name in enumerate(profile.groups)
+        if profile.group_tokens[g]
+    ]
+    frame = profile.to_frame()
+    labelled = frame[frame["auc"].notna()]
+    figures = [
+        Figure(
+            "gate-groups",
+            profile.figure("groups"),
+            "Mean gate by kind of token, a point for each layer and stream.",
+            Table(
+                "Means over layers and streams", ["tokens that", "number", *profile.measures], rows
+            ),
+        )
+    ]
+    if len(labelled):
+        cells = [
+            [str(v) if not isinstance(v, float) else _number(v) for v in row]
+            for row in labelled.itertuples(index=False, name=None)
+        ]
+        table = Table("AUC of each layer and stream", list(labelled.columns), cells)
+        caption = "How well each gate tells where a name or a set phrase ends."
+        figures.append(Figure("gate-auc", profile.figure("auc"), caption, table))
+    return Section(
+        id="gate-profile",
+        title="What opens the gates",
+        question="Do the gates open where names and set phrases end, or for something else?",
+        method=(
+            "Over the corpus, every layer and stream; none is picked. The AUC is the probability "
+            "that a gate is larger at the last token of a name or phrase than at a token of no "
+            "such span, of like frequency and alike in whether it begins a word. Groups are by "
+            "mechanism of the span, by how often training told of the name that ends, and by the "
+            "surprisal of the next token."
+        ),
+        finding=profile.summary(),
+        caveats=[
+            "With several gates a token, one will fit any story; read all of them.",
+            "Spans are known for corpora that have them, such as the synthetic world.",
+        ],
+        figures=figures,
     )
 
 

@@ -5,7 +5,7 @@ import os
 import platform
 import shutil
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 
 from engram_app.console import say
-from engram_app.report.findings import alerts, findings, key_numbers
+from engram_app.report.config import Check, refuse_failed, run_checks
+from engram_app.report.findings import KeyNumber, alerts, findings, key_numbers
 from engram_app.report.measure import DEFAULT_DATA, Measured, Spec, measure
 from engram_model.errors import UsageError
 
@@ -31,6 +32,7 @@ def write_report(
     tokens: int = 20_000,
     seed: int = 0,
     force: bool = False,
+    checks: Sequence[str] = (),
     command: str = "",
 ) -> Path:
     """Run the probes and write report.html, report.json, arrays.safetensors, tables and results.
@@ -43,6 +45,7 @@ def write_report(
         tokens: most tokens of it to read.
         seed: of every random choice.
         force: replace a folder that holds something other than a report.
+        checks: limits of key numbers, such as "lens.settling < 0"; see docs/report.md.
         command: the command line, for the section Reproduction.
 
     Returns:
@@ -50,6 +53,7 @@ def write_report(
 
     Raises:
         UsageError: `out` holds something other than a report.
+        CheckFailed: a check does not hold; the report is there.
         CheckpointError, CorpusError: what was given cannot be opened.
     """
     out = Path(out)
@@ -57,12 +61,17 @@ def write_report(
     spec = Spec(checkpoint, twin, data or DEFAULT_DATA, tokens, seed)
     found = measure(spec, command)
     say("writing the report")
-    report = describe(spec, found, command)
+    numbers = key_numbers(found)
+    checked = run_checks(checks, numbers)
+    report = describe(spec, found, numbers, checked, command)
     _replace(out, lambda folder: _write(folder, report, found))
+    refuse_failed(checked, out / HTML_FILE)
     return out / HTML_FILE
 
 
-def describe(spec: Spec, found: Measured, command: str) -> dict[str, Any]:
+def describe(
+    spec: Spec, found: Measured, numbers: list[KeyNumber], checked: list[Check], command: str
+) -> dict[str, Any]:
     """What report.json holds; its schema is docs/report.schema.json."""
     return {
         "schema": SCHEMA,
@@ -72,7 +81,8 @@ def describe(spec: Spec, found: Measured, command: str) -> dict[str, Any]:
         "model": {name: found.facts[name] for name in ("architecture", "parameters", "memory")},
         "provenance": _provenance(found),
         "findings": findings(found),
-        "key_numbers": [asdict(number) for number in key_numbers(found)],
+        "key_numbers": [asdict(number) for number in numbers],
+        "checks": [check.to_dict() for check in checked],
         "alerts": alerts(found),
         "results": [_result(name, result) for name, result in found.results().items()],
         "timings": found.seconds,

@@ -4,10 +4,9 @@ import numpy as np
 import plotly.graph_objects as go
 
 from engram_probes.figures.style import CATEGORICAL, finish, float32, heatmap_height
-from engram_probes.gate_profiles import CHANCE, GateProfile
+from engram_probes.gate_profiles import CHANCE, WHAT, GateProfile
 
 SAID = {"gate": "gate", "added": "size of what is added / residual it enters"}
-WHAT = {"entity": "name", "phrase": "set phrase"}
 AGAINST = {"matched": "matched tokens", "inside": "inside the same spans"}
 
 
