@@ -4,11 +4,13 @@ _HOME = {
     "Alignment": "alignment",
     "GateMap": "gates",
     "LogitLens": "lens",
+    "Suppression": "suppression",
     "cka": "alignment",
     "gate_map": "gates",
     "linear_cka": "hsic",
     "load_result": "results",
     "logit_lens": "lens",
+    "suppress": "suppression",
 }
 __all__ = list(_HOME)
 
