@@ -8,14 +8,15 @@ from engram_model.textfiles import read_lines
 
 from .items import Item
 
+FIELDS = ("prompt", "answer", "options", "id", "suite", "entity", "text")
 NEEDED = "prompt, answer and two or more options, the answer among them"
 
 
 def question_item(record: Any, where: str) -> Item:
     """The item of a dict with `prompt`, `answer`, `options`; `id`, `suite`, `entity` if known.
 
-    Without `entity` or `subject` every item is its own in intervals; without `suite` it is of the
-    suite `items`.
+    Other fields that hold a text or a number become its labels. Without `entity` or `subject` every
+    item is its own in intervals; without `suite` it is of the suite `items`.
 
     Args:
         where: the place of the record, for errors and as its `id` if it has none.
@@ -38,6 +39,11 @@ def question_item(record: Any, where: str) -> Item:
         answer=found["answer"],
         options=tuple(options),
         entity=str(found.get("entity") or found.get("subject") or name),
+        labels={
+            label: value
+            for label, value in found.items()
+            if label not in FIELDS and isinstance(value, str | int)
+        },
     )
 
 

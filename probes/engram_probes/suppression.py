@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     import pandas
     import plotly.graph_objects
 
-    from engram_probes.suppression_taps import Slots
+    from engram_probes.suppression_parts import Slots
 
 How = Literal["zero", "rows_zero", "mean", "shuffle", "random", "gate_zero", "gate_one"]
 HOWS: dict[str, str] = {
@@ -165,8 +165,11 @@ class Suppression(Result):
         if not len(self.control_change):
             return ""
         change = self.control_change.mean(1)
-        told = f"; with as many other rows instead ({len(change)} draws) by "
-        told += f"{change.min():+.2f} to {change.max():+.2f} nats"
+        shares = self.replaced[1:]
+        told = (
+            f"; with as many other rows instead ({len(change)} draws, {shares.min():.2%} to "
+            f"{shares.max():.2%} of the lookups) by {change.min():+.2f} to {change.max():+.2f} nats"
+        )
         if not len(order):
             return told
         kept = self.control_retained[:, order[0]]
@@ -254,7 +257,8 @@ def suppressed(
         UsageError: as `suppress`.
     """
     from engram_probes.capture import Subject
-    from engram_probes.suppression_taps import parts_of, suppressing
+    from engram_probes.suppression_parts import parts_of
+    from engram_probes.suppression_taps import suppressing
 
     parts = parts_of(Subject.of(model), how, layers, orders, heads, slots)
     with suppressing(parts, how, used, seed):
@@ -273,6 +277,7 @@ def suppress(
     slots: "Slots | None" = None,
     controls: int = 0,
     items: int | None = 100,
+    by: str | None = None,
     world: Any = None,
     batch: int = 8,
     seed: int = 0,
@@ -293,6 +298,8 @@ def suppress(
         controls: for `slots`, how often as many other rows of the same columns, drawn from those
             that the tasks read, are suppressed instead.
         items: of each task at most, by seed; None: all.
+        by: a label of the items, such as "tier" (in a record a field), that splits tasks by its
+            values.
         world: an `engram_model.world.World` that suites ask about; None: that of seed 0.
         batch: rows of the context's length at a time; more where they are short.
         seed: of items, permuted and redrawn rows, controls and bootstrap.
@@ -307,21 +314,22 @@ def suppress(
         CorpusError: tasks that hold no questions.
     """
     from engram_probes.capture import Subject
+    from engram_probes.suppression_parts import in_words, parts_of
     from engram_probes.suppression_run import describe, read_items, run
     from engram_probes.suppression_statistics import measure
-    from engram_probes.suppression_taps import in_words, parts_of
 
     subject = Subject.of(model)
     parts = parts_of(subject, how, layers, orders, heads, slots)
     if controls and slots is None:
         raise UsageError("controls are other rows than those of slots; give slots, or controls=0")
-    questions = read_items(tasks, items, seed, world)
+    questions = read_items(tasks, items, seed, by, world)
     found = run(subject, tokenizer, questions, parts, how, controls, batch, seed, progress)
     settings = {
         "how": how,
         "parts": [part.description() for part in parts],
         "controls": controls,
         "items": items,
+        "by": by,
         "batch": batch,
     }
     return Suppression(

@@ -13,7 +13,8 @@ from engram_model.tasks import Item, answer_items, suite_names, world_items
 from engram_model.tasks.items import sample
 from engram_model.tasks.questions import question_item
 from engram_probes.capture import Subject, encode
-from engram_probes.suppression_taps import Part, counting, suppressing
+from engram_probes.suppression_parts import Part
+from engram_probes.suppression_taps import counting, suppressing
 
 ITEMS_AT_ONCE = 64
 Progress = Callable[[int, int], None]
@@ -31,13 +32,29 @@ class Run:
     replaced: np.ndarray
 
 
-def read_items(tasks: Any, most: int | None, seed: int, world: Any = None) -> list[Item]:
+def read_items(
+    tasks: Any, most: int | None, seed: int, by: str | None = None, world: Any = None
+) -> list[Item]:
     """The questions that `tasks` stands for, at most so many of each task, by seed.
 
     Raises:
-        UsageError: no such suite, or something that holds no questions.
+        UsageError: no such suite or label, or something that holds no questions.
         CorpusError: nothing in it, or a record that is no question.
     """
+    items = _all_items(tasks, world)
+    if by is not None:
+        labels = dict.fromkeys(label for item in items for label in item.labels)
+        if by not in labels:
+            raise UsageError(f"no item has a label {by!r}; there are {', '.join(labels) or 'none'}")
+        items = [_split(item, by) for item in items]
+    by_task: dict[str, list[Item]] = {name: [] for name in task_names(items)}
+    for item in items:
+        # What is scored for the rank alone is left out: it would cost most of the time.
+        by_task[item.suite].append(replace(item, others=()))
+    return [item for found in by_task.values() for item in sample(found, most, seed)]
+
+
+def _all_items(tasks: Any, world: Any) -> list[Item]:
     if isinstance(tasks, str):
         tasks = [tasks]
     if isinstance(tasks, dict) or not isinstance(tasks, Iterable):
@@ -52,14 +69,17 @@ def read_items(tasks: Any, most: int | None, seed: int, world: Any = None) -> li
         from engram_model.world import parse_spec
 
         names = list(dict.fromkeys(suite_names(tasks)))
-        return world_items(world or parse_spec("world:").world(), names, most, seed)
-    items = [
-        # What is scored for the rank alone is left out: it would cost most of the time.
-        replace(one, others=()) if isinstance(one, Item) else question_item(one, f"record {index}")
+        return world_items(world or parse_spec("world:").world(), names)
+    return [
+        one if isinstance(one, Item) else question_item(one, f"record {index}")
         for index, one in enumerate(tasks)
     ]
-    by_task = {name: [i for i in items if i.suite == name] for name in task_names(items)}
-    return [item for found in by_task.values() for item in sample(found, most, seed)]
+
+
+def _split(item: Item, by: str) -> Item:
+    if item.labels.get(by) is None:
+        return item
+    return replace(item, suite=f"{item.suite}, {by} {item.labels[by]}")
 
 
 def task_names(items: list[Item]) -> tuple[str, ...]:

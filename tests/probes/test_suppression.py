@@ -12,7 +12,8 @@ from engram_model.errors import CorpusError, UsageError
 from engram_model.tasks import Item, answer_items
 from engram_probes.capture import Subject
 from engram_probes.suppression import HOWS, OF_ROWS, suppressed
-from engram_probes.suppression_taps import counting, parts_of
+from engram_probes.suppression_parts import parts_of
+from engram_probes.suppression_taps import counting
 
 
 @pytest.fixture(params=[1, 4], ids=["one stream", "four streams"])
@@ -358,6 +359,31 @@ def test_a_dataset_of_questions(engram, tokenizer, questions, suppression):
     np.testing.assert_array_equal(found.item_log_prob, suppression.item_log_prob)
     few = ep.suppress(engram, tokenizer, dataset, items=4)
     assert few.items.tolist() == [4, 4]
+
+
+def test_tasks_split_by_a_label(engram, tokenizer, questions):
+    records = [{**q, "tier": i % 5 if i % 2 else None} for i, q in enumerate(questions)]
+    found = ep.suppress(engram, tokenizer, records, by="tier", items=2)
+    expected = ["what", *(f"who, tier {tier}" for tier in (1, 3, 0, 2, 4))]
+    assert list(found.tasks) == expected and (found.items == 2).all()
+    for message, by in (("there are tier", "hops"), ("there are none", "prompt")):
+        with pytest.raises(UsageError, match=message):
+            ep.suppress(engram, tokenizer, records if by == "hops" else questions, by=by)
+
+
+def test_the_kernels_do_not_bypass_it(engram, tokenizer, ids):
+    from engram_model.backend import set_backend
+
+    with suppressed(engram):
+        logits(engram, ids)
+        assert {memory.used for memory in engram.model.memories} == {"torch"}
+    set_backend(engram, "triton")
+    try:
+        with pytest.raises(UsageError, match="'triton' cannot be used: something listens"):
+            ep.suppress(engram, tokenizer, [QUESTION])
+    finally:
+        set_backend(engram, "auto")
+    assert all(memory.tap is None for memory in engram.model.memories)
 
 
 QUESTION = {"prompt": "At", "answer": " dusk", "options": [" dusk", " boats"]}

@@ -99,7 +99,7 @@ def test_the_result_holds_what_was_measured(suppression, engram, tokenizer, ques
     )
     frame = with_controls.to_frame()
     assert frame.run.tolist() == [n for n in ("suppressed", "control 0", "control 1") for _ in "ab"]
-    assert (frame["change"] == 0).all() and "(2 draws)" in with_controls.summary()
+    assert (frame["change"] == 0).all() and "(2 draws, 0.00% to" in with_controls.summary()
 
 
 @pytest.fixture

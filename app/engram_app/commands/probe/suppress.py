@@ -54,6 +54,9 @@ def suppress(
         int, typer.Option(min=0, help="With --slots: how often as many other rows instead.")
     ] = 0,
     items: Annotated[int, typer.Option(min=1, help="Items of each task at most.")] = 100,
+    by: Annotated[
+        str | None, typer.Option(metavar="LABEL", help="Split tasks by a label, such as tier.")
+    ] = None,
     out: Out = None,
     seed: Seed = 0,
     as_json: Json = False,
@@ -68,7 +71,7 @@ def suppress(
         "heads": _numbers("--heads", heads),
         "slots": _slots(slots),
     }
-    questions = _questions(tasks, data, facts, items, seed)
+    questions = _questions(tasks, data, facts, seed)
     model, tokenizer = open_model(checkpoint)
     with progress("asking before and after", "items") as update:
         result = measure(
@@ -79,15 +82,14 @@ def suppress(
             **part,
             controls=controls,
             items=items,
+            by=by,
             seed=seed,
             progress=update,
         )
     show(result.with_provenance(command=command_line()), _rows(result), as_json, out)
 
 
-def _questions(
-    tasks: str | None, data: str | None, facts: str | None, items: int, seed: int
-) -> list[Any]:
+def _questions(tasks: str | None, data: str | None, facts: str | None, seed: int) -> list[Any]:
     """Suites (all, where nothing else is asked for), questions of a file, facts."""
     from engram_model.corpora import parse
     from engram_model.tasks import fact_items, question_items, world_items
@@ -100,10 +102,10 @@ def _questions(
         )
     world = data if data and parts[0].kind == "world" else "world:"
     found = question_items(parts[0].body) if data and parts[0].kind == "json" else []
-    found += fact_items(facts, items, seed) if facts else []
+    found += fact_items(facts, seed=seed) if facts else []
     if tasks or not found:
         names = (tasks or "all").split(",")
-        found += world_items(parse_spec(world).world(), names, items, seed)
+        found += world_items(parse_spec(world).world(), names)
     return found
 
 
