@@ -132,6 +132,8 @@ def test_figure_of_what_is_kept(drawn):
     np.testing.assert_allclose(
         np.array(rings.x, float), drawn.control_retained[:, order].ravel(), rtol=1e-6
     )
+    low, high = figure.layout.xaxis.range
+    assert low < min(0, np.nanmin(shown)) and high > max(1, np.nanmax(shown)) and high - low <= 3.2
     texts = {note.text: note.x for note in figure.layout.annotations}
     assert texts["chance"] == 0 and texts["all kept"] == 1 and "was not above chance" in texts
     assert "Bars of 3 tasks" in figure.layout.meta["alt"]
@@ -139,7 +141,7 @@ def test_figure_of_what_is_kept(drawn):
 
 
 def test_other_figures(drawn):
-    before, after, chance, controls = drawn.figure("accuracy").data
+    after, before, chance, controls = drawn.figure("accuracy").data
     order = [drawn.tasks.index(t) for t in drawn.figure("accuracy").layout.yaxis.ticktext]
     for trace, values in ((before, drawn.accuracy[0]), (after, drawn.accuracy[1])):
         np.testing.assert_allclose(np.array(trace.x, float), values[order], rtol=1e-6)

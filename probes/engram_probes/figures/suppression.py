@@ -23,7 +23,7 @@ def suppression_figure(result: Suppression, what: What) -> go.Figure:
     places = np.arange(len(order))
     figure = go.Figure()
     if what == "accuracy":
-        for condition, name in ((BEFORE, "before"), (AFTER, "after")):
+        for condition, name in ((AFTER, "after"), (BEFORE, "before")):  # the last is on top
             numbers = (result.accuracy, result.accuracy_low, result.accuracy_high)
             shown = tuple(array[condition] for array in numbers)
             figure.add_trace(_bars(result, order, name, shown, CATEGORICAL[condition]))
@@ -35,15 +35,18 @@ def suppression_figure(result: Suppression, what: What) -> go.Figure:
     _add_lines(figure, result, what, order)
     figure.update_xaxes(title={"text": NAMES[what]}, zeroline=False)
     if what == "retained":
-        figure.update_xaxes(tickformat=".0%")
+        figure.update_xaxes(tickformat=".0%", range=_share_range(result))
     figure.update_yaxes(
         tickvals=places.tolist(),
         ticktext=[escaped(result.tasks[i]) for i in order],
         range=[-0.6, len(order) - 0.4],
         automargin=True,
     )
-    title = f"{result.how}: {HOWS[result.how]}<br><sup>{escaped(result.part)}</sup>"
-    figure = finish(figure, title, _alt(result, what, order), 190 + TASK_HEIGHT * len(order))
+    model = result.provenance.models[0]["name"]
+    title = f"{escaped(model)}, {result.part} suppressed<br><sup>{result.how}: {HOWS[result.how]}"
+    figure = finish(
+        figure, f"{title}</sup>", _alt(result, what, order), 190 + TASK_HEIGHT * len(order)
+    )
     return figure.update_layout(margin={"t": 90}, barmode="group")
 
 
@@ -51,6 +54,14 @@ def _numbers(result: Suppression, what: What) -> tuple[np.ndarray, ...]:
     if what == "retained":
         return result.retained, result.retained_low, result.retained_high
     return result.change, result.change_low, result.change_high
+
+
+def _share_range(result: Suppression) -> list[float]:
+    """All shares; of intervals that reach far, where little was known before, -100% to 200%."""
+    shares = np.concatenate([result.retained, result.control_retained.ravel(), [0, 1]])
+    ends = np.concatenate([result.retained_low, result.retained_high]).clip(-1, 2)
+    shown = np.concatenate([shares, ends])
+    return [float(np.nanmin(shown)) - 0.1, float(np.nanmax(shown)) + 0.1]
 
 
 def _order(result: Suppression, what: What) -> np.ndarray:
