@@ -4,6 +4,7 @@ answer.
 Item             a question, its options, and what it counts under
 world_items      the suites of a world
 fact_items       a file of facts
+question_items   a file of questions
 answer_items     a model's choices, from the log-likelihood of each option
 by_suite         their accuracy, chance-corrected, with intervals
 """
@@ -11,6 +12,7 @@ by_suite         their accuracy, chance-corrected, with intervals
 from .answer import Answer, answer_items
 from .facts import fact_items
 from .items import Item, suite_names, world_items
+from .questions import question_items
 from .summary import by_suite
 
 __all__ = [
@@ -19,6 +21,7 @@ __all__ = [
     "answer_items",
     "by_suite",
     "fact_items",
+    "question_items",
     "suite_names",
     "world_items",
 ]

@@ -7,12 +7,14 @@ _HOME = {
     "GateProfile": "gate_profiles",
     "LogitLens": "lens",
     "attribute": "attribution",
+    "Suppression": "suppression",
     "cka": "alignment",
     "gate_map": "gates",
     "gate_profile": "gate_profiles",
     "linear_cka": "hsic",
     "load_result": "results",
     "logit_lens": "lens",
+    "suppress": "suppression",
 }
 __all__ = list(_HOME)
 

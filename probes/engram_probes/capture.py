@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from engram_model.errors import UsageError
 from engram_probes.provenance import model_name
 
+Tap = Callable[[str, Tensor], Tensor]
 TOKENS_AT_ONCE = 4096
 FINAL_NORMS = ("norm", "ln_f", "final_layer_norm", "norm_f")
 
@@ -195,28 +196,22 @@ class MemoryTrace:
 
     def _listen(self, memory: nn.Module) -> None:
         kept = self._kept[memory.layer_id]
-        outer: list[Callable | None] = []
 
-        def tap(name: str, tensor: Tensor) -> Tensor:
-            tensor = tensor if outer[-1] is None else outer[-1](name, tensor)
-            if name in ("slots", "value", "score", "gate", "out"):
-                kept[name] = tensor
-            return tensor
+        def wrap(outer: Tap | None) -> Tap:
+            def tap(name: str, tensor: Tensor) -> Tensor:
+                tensor = tensor if outer is None else outer(name, tensor)
+                if name in ("slots", "value", "score", "gate", "out"):
+                    kept[name] = tensor
+                return tensor
 
-        def before(module, args, kwargs) -> None:
+            return tap
+
+        def before(_module, args, kwargs) -> None:
             kept["hidden"] = args[0] if args else kwargs["hidden"]
-            outer.append(module.tap)
-            module.tap = tap
 
-        def after(module, *_arguments) -> None:
-            module.tap = outer.pop()
-
-        hooks = (
-            memory.register_forward_pre_hook(before, with_kwargs=True),
-            memory.register_forward_hook(after, always_call=True),
-        )
-        for hook in hooks:
-            self._hooks.enter_context(_removed(hook))
+        hook = memory.register_forward_pre_hook(before, with_kwargs=True)
+        self._hooks.enter_context(_removed(hook))
+        self._hooks.enter_context(tapped(memory, wrap))
 
     def arrays(self) -> dict[str, np.ndarray]:
         """Fields of a `GateMap`, stacked over layers."""
@@ -258,6 +253,27 @@ def batches(documents: Iterable, length: Callable, most: int = TOKENS_AT_ONCE) -
         batch.append(document)
     if batch:
         yield batch
+
+
+@contextmanager
+def tapped(memory: nn.Module, wrap: Callable[[Tap | None], Tap]) -> Iterator[None]:
+    """While open, `wrap(tap)` stands in each forward pass for the tap that the memory has then.
+
+    It works through a TransformerBridge, which sets its tap anew in every pass, and nests.
+    """
+    outer: list[Tap | None] = []
+
+    def before(module, _args) -> None:
+        outer.append(module.tap)
+        module.tap = wrap(module.tap)
+
+    def after(module, *_arguments) -> None:
+        module.tap = outer.pop()
+
+    # Prepended: of several that are open, the last to come is the first to go.
+    after_hook = memory.register_forward_hook(after, always_call=True, prepend=True)
+    with _removed(memory.register_forward_pre_hook(before)), _removed(after_hook):
+        yield
 
 
 @contextmanager

@@ -30,6 +30,7 @@ _CLASSES = {
     "lens": "lens.LogitLens",
     "lens-difference": "lens_difference.LensDifference",
     "cka": "alignment.Alignment",
+    "suppress": "suppression.Suppression",
 }
 
 

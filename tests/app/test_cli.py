@@ -148,6 +148,38 @@ def test_probe_cka(engram, corpus, tmp_path):
     assert (result.model_a, result.model_b) == ("memory", "plain")
 
 
+def test_probe_suppress(engram, tmp_path):
+    words = ("probe", "suppress", "memory", "--tasks", "arith,phrases", "--items", 3)
+    code, out, err = engram(*words, "--out", tmp_path, "--json")
+    document, result = json.loads(out), ep.load_result(tmp_path)
+    assert code == 0 and "asking before and after: 12 items" in err
+    assert document["summary"] == result.summary()
+    row = document["table"][1]
+    assert (row["task"], row["items"]) == ("phrases", 3)
+    assert row["change"] == pytest.approx(result.change[1]) and row["chance"] == 0.25
+    assert result.provenance.command.startswith("engram probe suppress memory")
+
+
+def test_probe_suppress_a_part_on_questions_of_ones_own(engram, tmp_path):
+    rows = [
+        {"prompt": f"{i} boats at", "answer": " dusk", "options": [" dusk", " noon"], "suite": "s"}
+        for i in range(4)
+    ]
+    (tmp_path / "own.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    rows = [{"prompt": "a", "answer": f" {x}", "relation": "r"} for x in "bcdef"]
+    (tmp_path / "facts.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    own = ("--data", f"json:{tmp_path / 'own.jsonl'}", "--facts", tmp_path / "facts.jsonl")
+    part = ("--how", "mean", "--layers", 2, "--orders", "2,3", "--heads", 1, "--slots", "2:430,2:6")
+    code, out, err = engram(
+        "probe", "suppress", "memory", *own, *part, "--out", tmp_path / "out", "--seed", 1
+    )
+    assert code == 0, err
+    result = ep.load_result(tmp_path / "out")
+    assert result.tasks == ("s", "facts") and result.items.tolist() == [4, 5]
+    assert result.part == "2 rows, head 1 of the memory of layer 2"
+    assert [line.split("\t")[0] for line in out.splitlines()[1:]] == ["task", "s", "facts"]
+
+
 def test_eval(engram, corpus):
     code, out, _ = engram("eval", "memory", "--data", corpus, "--json")
     losses = json.loads(out)["sources"]
@@ -247,6 +279,7 @@ def bad(pair, tmp_path):
     weights.write_bytes(weights.read_bytes()[:-1000])
     _swap_two_tokens(tmp_path / "retokenized" / "tokenizer.json")
     (tmp_path / "empty.txt").write_text("")
+    (tmp_path / "no_question.jsonl").write_text('{"prompt": "Where?"}')
     (tmp_path / "latin1.txt").write_bytes("Göteborg".encode("latin-1"))
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "thesis.tex").write_text("ten years of work")
@@ -262,6 +295,10 @@ def _swap_two_tokens(file):
 
 def probe(*words):
     return ("probe", "lens", "memory", *words)
+
+
+def suppress(*words):
+    return ("probe", "suppress", "memory", *words)
 
 
 ERRORS = {
@@ -285,6 +322,20 @@ ERRORS = {
     "empty text": (("probe", "gates", "memory", "--text", " "), 2, "the text is empty"),
     "no memory": (("probe", "gates", "plain", "--text", "boats"), 2, "has no memory"),
     "text and corpus": (probe("--text", "a", "--data", "world:"), 2, "not both"),
+    "suppress without memory": (
+        ("probe", "suppress", "plain", "--tasks", "arith"), 2, "nothing to suppress"
+    ),
+    "no suite to suppress on": (suppress("--tasks", "nope"), 2, "no suite 'nope'"),
+    "no way to suppress": (suppress("--tasks", "arith", "--how", "off"), 2, "'off' is no way"),
+    "no such order": (
+        suppress("--tasks", "arith", "--how", "mean", "--orders", "7"), 2, "order 7 is not among"
+    ),
+    "orders are no numbers": (suppress("--orders", "two"), 2, "--orders two: give whole numbers"),
+    "slots of no layer": (suppress("--slots", "2:1,5"), 2, "write LAYER:ROW"),
+    "no questions in a text": (
+        suppress("--data", "text:{bad}/empty.txt"), 2, "json:FILE with prompt, answer and options"
+    ),
+    "no question": (suppress("--data", "json:{bad}/no_question.jsonl"), 3, "is no question"),
     "k too large": (("probe", "cka", "memory", "--twin", "plain", "--k", "9"), 2, "has 3 layers"),
     "out holds other things": (probe("--text", "a", "--out", "{bad}/full"), 2, "is not empty"),
     "out is a file": (probe("--text", "a", "--out", "{bad}/empty.txt"), 2, "is a file"),

@@ -57,3 +57,28 @@ def alignment(engram, twin, tokenizer, texts):
     return ep.cka(
         engram, twin, tokenizer, texts, k=2, per_document=4, batch_size=4, permutations=20
     )
+
+
+@pytest.fixture(scope="session")
+def questions():
+    """Records of two tasks: who counts (four people, some options alike), and what is lost."""
+    people = ("harbour master", "miller", "boatman", "smith")
+    records = [
+        {
+            "id": f"q{i}",
+            "suite": "who" if i % 2 else "what",
+            "entity": people[i % 3],
+            "prompt": f"In {1900 + i} the {people[i % 4]} of Varnholm counts",
+            "answer": (" boats", " wheels")[i % 5 == 0],
+            "options": [" boats", " wheels", " a bridge"][: 2 + i % 2],
+        }
+        for i in range(20)
+    ]
+    return records
+
+
+@pytest.fixture(scope="session")
+def suppression(engram, tokenizer, questions):
+    import engram_probes as ep
+
+    return ep.suppress(engram, tokenizer, questions, "rows_zero", orders=[3])

@@ -7,11 +7,12 @@ from engram_app.commands.probe.cka import cka
 from engram_app.commands.probe.edit import edit
 from engram_app.commands.probe.gates import gates
 from engram_app.commands.probe.lens import lens
+from engram_app.commands.probe.suppress import suppress
 
 app = typer.Typer(
     help="One probe: print its finding, save its result.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
-for command in (gates, lens, cka, attribute, edit):
+for command in (gates, lens, cka, attribute, edit, suppress):
     app.command()(command)
