@@ -4,11 +4,15 @@ _HOME = {
     "Alignment": "alignment",
     "GateMap": "gates",
     "LogitLens": "lens",
+    "RowLoad": "row_load",
+    "SlotTrace": "slots",
     "cka": "alignment",
     "gate_map": "gates",
+    "inspect_slots": "slots",
     "linear_cka": "hsic",
     "load_result": "results",
     "logit_lens": "lens",
+    "row_load": "row_load",
 }
 __all__ = list(_HOME)
 

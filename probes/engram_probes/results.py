@@ -27,6 +27,8 @@ _CLASSES = {
     "lens": "lens.LogitLens",
     "lens-difference": "lens_difference.LensDifference",
     "cka": "alignment.Alignment",
+    "slots": "slots.SlotTrace",
+    "row-load": "row_load.RowLoad",
 }
 
 
