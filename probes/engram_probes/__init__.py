@@ -4,7 +4,7 @@ _HOME = {
     "Alignment": "alignment",
     "GateMap": "gates",
     "LogitLens": "lens",
-    "RowLoad": "row_load",
+    "RowLoad": "row_use",
     "SlotTrace": "slots",
     "cka": "alignment",
     "gate_map": "gates",
@@ -12,7 +12,7 @@ _HOME = {
     "linear_cka": "hsic",
     "load_result": "results",
     "logit_lens": "lens",
-    "row_load": "row_load",
+    "row_load": "row_use",
 }
 __all__ = list(_HOME)
 

@@ -28,7 +28,7 @@ _CLASSES = {
     "lens-difference": "lens_difference.LensDifference",
     "cka": "alignment.Alignment",
     "slots": "slots.SlotTrace",
-    "row-load": "row_load.RowLoad",
+    "row-load": "row_use.RowLoad",
 }
 
 

@@ -14,7 +14,7 @@ from engram_probes.figures.style import (
     layer_axis,
     token_axis,
 )
-from engram_probes.row_load import RowLoad
+from engram_probes.row_use import RowLoad
 from engram_probes.slots import SlotTrace, What
 
 NAMES = {
@@ -118,7 +118,7 @@ def load_figure(result: RowLoad, layer: int) -> go.Figure:
         )
     figure.update_yaxes(title={"text": "rows"}, row=1, col=1)
     figure.update_layout(bargap=0)
-    title = f"Load of the rows of layer {layer}, {heads} head(s) together"
+    title = f"Load of the rows of layer {layer}, its {heads} heads together"
     return finish(figure, title, _load_alt(result, index, title))
 
 
