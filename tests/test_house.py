@@ -102,6 +102,13 @@ def test_public_names_are_those_documented(package):
         module.nothing  # noqa: B018
 
 
+def test_no_public_probe_has_a_modules_name():
+    """Importing the module would put it in the function's place."""
+    import engram_probes as ep
+
+    assert not {file.stem for file in ROOMS["engram_probes"].glob("*.py")} & set(ep.__all__)
+
+
 def python(code: str, cwd: Path = ROOT) -> str:
     result = subprocess.run(
         [sys.executable, "-c", code], cwd=cwd, capture_output=True, text=True, check=True

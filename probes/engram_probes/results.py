@@ -31,6 +31,8 @@ _CLASSES = {
     "lens-difference": "lens_difference.LensDifference",
     "cka": "alignment.Alignment",
     "suppress": "suppression.Suppression",
+    "slots": "slots.SlotTrace",
+    "row-load": "row_use.RowLoad",
 }
 
 

@@ -139,6 +139,34 @@ def test_probe_lens_of_one_text(engram):
     assert table[-1] == ["3", "0", "–", "–"]  # the last depth is the model itself; one text
 
 
+def test_probe_slots(engram, corpus, tmp_path):
+    folder, index = tmp_path / "slots", tmp_path / "index"
+    words = ("probe", "slots", "memory", "--index", index)
+    code, out, err = engram(*words, "--text", TEXT, "--data", corpus, "--out", folder)
+    trace, load = ep.load_result(folder), ep.load_result(folder / "load")
+    lines = out.splitlines()
+    assert code == 0 and "counting n-grams: 24 documents" in err
+    assert (lines[0], lines[-1]) == (trace.summary(), load.summary())
+    cells = dict(zip(lines[1].split("\t"), lines[2 + 5 * 4 + 3].split("\t"), strict=True))
+    assert (cells["position"], cells["layer"], cells["order"]) == ("5", "2", "3")
+    assert cells["rows"] == " ".join(map(str, trace.slots[1, 5, 2:]))
+    assert cells["tenants"] == " ".join(map(str, trace.tenants[1, 5, 2:]))
+    code, out, err = engram(*words, "--json")  # the index is there: no corpus is read again
+    assert code == 0 and "counting" not in err
+    table = json.loads(out)["table"]
+    assert [row["unused"] for row in table] == load.unused.ravel().tolist()
+    code, _, err = engram(*words, "--data", f"{corpus} + world:?tokens=1K")
+    assert code == 2 and "holds the index of another corpus" in err
+    (index / "counts-2.npy").write_bytes(b"")
+    code, _, err = engram(*words)
+    assert code == 3 and "counts-2.npy is damaged" in err.splitlines()[-1]
+
+
+def test_probe_slots_of_a_text_alone(engram):
+    code, out, _ = engram("probe", "slots", "memory", "--text", TEXT)
+    assert code == 0 and out.splitlines()[1].split("\t")[-1] == "norms"
+
+
 def test_probe_cka(engram, corpus, tmp_path):
     words = ("--twin", "plain", "--data", corpus, "--k", 2, "--permutations", 5)
     code, out, _ = engram("probe", "cka", "memory", *words, "--out", tmp_path / "cka")
@@ -321,6 +349,13 @@ ERRORS = {
     "text too long": (("probe", "gates", "memory", "--text", "boats " * 300), 2, "reads 192"),
     "empty text": (("probe", "gates", "memory", "--text", " "), 2, "the text is empty"),
     "no memory": (("probe", "gates", "plain", "--text", "boats"), 2, "has no memory"),
+    "slots of nothing": (("probe", "slots", "memory"), 2, "give --text, a corpus"),
+    "no index": (("probe", "slots", "memory", "--index", "{bad}"), 3, "no index in"),
+    "index among other things": (
+        ("probe", "slots", "memory", "--data", "world:", "--index", "{bad}/full"),
+        2,
+        "is not empty",
+    ),
     "text and corpus": (probe("--text", "a", "--data", "world:"), 2, "not both"),
     "suppress without memory": (
         ("probe", "suppress", "plain", "--tasks", "arith"), 2, "nothing to suppress"

@@ -30,6 +30,27 @@ def gates(engram, tokenizer, texts):
 
 
 @pytest.fixture(scope="session")
+def slot_index(engram, tokenizer, texts):
+    from engram_probes.slot_index import build_index
+
+    return build_index(engram, tokenizer, texts)
+
+
+@pytest.fixture(scope="session")
+def slots(engram, tokenizer, texts, slot_index):
+    import engram_probes as ep
+
+    return ep.inspect_slots(engram, tokenizer, texts[1], slot_index)
+
+
+@pytest.fixture(scope="session")
+def row_load(slot_index, tokenizer):
+    import engram_probes as ep
+
+    return ep.row_load(slot_index, tokenizer)
+
+
+@pytest.fixture(scope="session")
 def lens(engram, tokenizer, texts):
     import engram_probes as ep
 

@@ -12,7 +12,18 @@ import engram_probes as ep
 from engram_model.errors import CheckpointError
 
 
-@pytest.fixture(params=["gates", "lens", "text_lens", "alignment", "difference", "suppression"])
+@pytest.fixture(
+    params=[
+        "gates",
+        "lens",
+        "text_lens",
+        "alignment",
+        "difference",
+        "suppression",
+        "slots",
+        "row_load",
+    ]
+)
 def result(request):
     if request.param == "difference":
         lens, twin = (request.getfixturevalue(name) for name in ("lens", "twin_lens"))
@@ -67,7 +78,7 @@ def test_a_token_that_is_a_tag_is_escaped(engram, tokenizer):
 
 
 def test_a_text_of_special_tokens_only_is_drawn_and_said(engram, tokenizer):
-    for probe in (ep.gate_map, ep.logit_lens):
+    for probe in (ep.gate_map, ep.logit_lens, ep.inspect_slots):
         result = probe(engram, tokenizer, tokenizer.eos_token)
         assert "special" in result.summary()
         assert result.figure().layout.meta["alt"]

@@ -7,6 +7,7 @@ from engram_app.commands.probe.cka import cka
 from engram_app.commands.probe.edit import edit
 from engram_app.commands.probe.gates import gates
 from engram_app.commands.probe.lens import lens
+from engram_app.commands.probe.slots import slots
 from engram_app.commands.probe.suppress import suppress
 
 app = typer.Typer(
@@ -14,5 +15,5 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
-for command in (gates, lens, cka, attribute, edit, suppress):
+for command in (gates, lens, cka, attribute, edit, suppress, slots):
     app.command()(command)

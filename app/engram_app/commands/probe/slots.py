@@ -1,0 +1,124 @@
+"""`engram probe slots`."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from engram_app.commands.probe.common import (
+    Checkpoint,
+    Json,
+    Out,
+    Text,
+    check,
+    plain,
+    show,
+)
+from engram_app.console import command_line, print_text, progress
+from engram_app.opening import check_out, open_model
+from engram_model.errors import UsageError
+
+
+def slots(
+    checkpoint: Checkpoint,
+    text: Text = None,
+    data: Annotated[
+        str | None, typer.Option(metavar="SPEC", help="A corpus: who else reads these rows?")
+    ] = None,
+    index: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Keep the corpus' index here, or open the one here."),
+    ] = None,
+    most: Annotated[int, typer.Option(min=0, help="Tenants of a row that are named.")] = 3,
+    topk: Annotated[int, typer.Option(min=0, help="Tokens kept of what a row says.")] = 5,
+    out: Out = None,
+    as_json: Json = False,
+) -> None:
+    """Which rows a text reads, what they say, who else hashes there; how a corpus uses the rows.
+
+    With --text and a corpus DIR holds the trace of the text, and DIR/load the use of the rows.
+    """
+    check(out)
+    if text is None and data is None and index is None:
+        raise UsageError("give --text, a corpus with --data, or the index of one with --index")
+    from engram_probes import inspect_slots, row_load
+
+    model, tokenizer = open_model(checkpoint)
+    found = _index(model, tokenizer, data, index)
+    load = None if found is None else row_load(found, tokenizer)
+    results: dict[str, Any] = {}
+    if text is not None:
+        results[""] = inspect_slots(model, tokenizer, text, found, most=most, topk=topk)
+    if load is not None:
+        results["load" if results else ""] = load
+    results = {name: r.with_provenance(command=command_line()) for name, r in results.items()}
+    first = results[""]
+    show(first, _trace_rows(first) if text is not None else _load_rows(first), as_json, None)
+    if "load" in results and not as_json:
+        print_text(results["load"].summary())
+    for folder, result in results.items():
+        if out:
+            result.save(out / folder)
+
+
+def _index(model: Any, tokenizer: Any, data: str | None, folder: Path | None) -> Any:
+    """The index of --data, in --index if given; or the one that is there."""
+    if data is None and folder is None:
+        return None
+    from engram_probes.slot_index import JSON_FILE, build_index, open_index
+
+    if folder is None or not (folder / JSON_FILE).is_file():
+        if data is None:
+            return open_index(str(folder))  # says what is missing
+        if folder is not None:
+            check_out(folder, JSON_FILE)
+        with progress("counting n-grams", "documents") as update:
+            return build_index(model, tokenizer, data, folder, progress=update)
+    index = open_index(folder)
+    if data is not None:
+        from engram_model.corpora import fingerprint
+
+        if index.corpus.get("fingerprint") != fingerprint(data):
+            raise UsageError(
+                f"{folder} holds the index of another corpus ({index.corpus.get('spec')}); give "
+                "another folder, or leave out --data"
+            )
+    return index
+
+
+def _trace_rows(result: Any) -> list:
+    """One row for each token, layer and order; of each head its row, norm and tenants."""
+    names = ["position", "token", "layer", "order", "ngram", "rows", "norms"]
+    corpus = result.tenants is not None
+    rows: list = [(*names, "count", "tenants", "expected", "most frequent") if corpus else names]
+    for position, token in enumerate(result.tokens):
+        for index, layer in enumerate(result.layers):
+            for order, texts in enumerate(result.ngram_texts):
+                heads = slice(order * result.n_heads, (order + 1) * result.n_heads)
+                place = (index, position, heads)
+                row = [position, token, layer, order + 2, texts[position]]
+                row += [_joined(result.slots[place]), _joined(result.row_norm[place], ".2f")]
+                rows.append(row + (_others(result, place, order) if corpus else []))
+    return rows
+
+
+def _others(result: Any, place: tuple, order: int) -> list:
+    """Own count, tenants of each head, their expected number, the most frequent one of each."""
+    layer, position, heads = place
+    named = [cell[0] for cell in result.tenant_texts[layer][position][heads] if cell and cell[0]]
+    return [
+        int(result.ngram_counts[order, position]),
+        _joined(result.tenants[place]),
+        plain(result.tenants_expected[place].mean()),
+        " | ".join(named),
+    ]
+
+
+def _joined(values: Any, form: str = "") -> str:
+    return " ".join(format(value, form) for value in values.tolist())
+
+
+def _load_rows(result: Any) -> list:
+    """One row for each layer, order and head."""
+    frame = result.to_frame()
+    return [tuple(frame.columns), *(tuple(row) for row in frame.astype(object).values.tolist())]
