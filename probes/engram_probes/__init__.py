@@ -3,6 +3,7 @@
 _HOME = {
     "Alignment": "alignment",
     "GateMap": "gates",
+    "LinearProbe": "linear",
     "LogitLens": "lens",
     "cka": "alignment",
     "gate_map": "gates",
@@ -10,12 +11,15 @@ _HOME = {
     "load_result": "results",
     "logit_lens": "lens",
 }
-__all__ = list(_HOME)
+_SUBMODULES = ("linear",)
+__all__ = [*_HOME, *_SUBMODULES]
 
 
 def __getattr__(name: str):
     from importlib import import_module
 
+    if name in _SUBMODULES:
+        return import_module(f"engram_probes.{name}")
     if name not in _HOME:
         raise AttributeError(f"module 'engram_probes' has no attribute {name!r}")
     value = getattr(import_module(f"engram_probes.{_HOME[name]}"), name)

@@ -27,6 +27,7 @@ _CLASSES = {
     "lens": "lens.LogitLens",
     "lens-difference": "lens_difference.LensDifference",
     "cka": "alignment.Alignment",
+    "linear": "linear.LinearProbe",
 }
 
 

@@ -12,7 +12,7 @@ import engram_probes as ep
 from engram_model.errors import CheckpointError
 
 
-@pytest.fixture(params=["gates", "lens", "text_lens", "alignment", "difference"])
+@pytest.fixture(params=["gates", "lens", "text_lens", "alignment", "difference", "linear"])
 def result(request):
     if request.param == "difference":
         lens, twin = (request.getfixturevalue(name) for name in ("lens", "twin_lens"))
