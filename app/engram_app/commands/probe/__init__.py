@@ -5,11 +5,12 @@ import typer
 from engram_app.commands.probe.cka import cka
 from engram_app.commands.probe.gates import gates
 from engram_app.commands.probe.lens import lens
+from engram_app.commands.probe.linear import linear
 
 app = typer.Typer(
     help="One probe: print its finding, save its result.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
-for command in (gates, lens, cka):
+for command in (gates, lens, cka, linear):
     app.command()(command)
