@@ -5,6 +5,7 @@ _HOME = {
     "Attribution": "attribution",
     "GateMap": "gates",
     "GateProfile": "gate_profiles",
+    "LinearProbe": "linear",
     "LogitLens": "lens",
     "RowLoad": "row_use",
     "SlotTrace": "slots",
@@ -20,12 +21,15 @@ _HOME = {
     "row_load": "row_use",
     "suppress": "suppression",
 }
-__all__ = list(_HOME)
+_SUBMODULES = ("editing", "linear")
+__all__ = [*_HOME, *_SUBMODULES]
 
 
 def __getattr__(name: str):
     from importlib import import_module
 
+    if name in _SUBMODULES:
+        return import_module(f"engram_probes.{name}")
     if name not in _HOME:
         raise AttributeError(f"module 'engram_probes' has no attribute {name!r}")
     value = getattr(import_module(f"engram_probes.{_HOME[name]}"), name)

@@ -11,7 +11,7 @@ import torch
 from engram_model.errors import CorpusError, UsageError
 from engram_probes.alignment import Alignment, soft_alignment
 from engram_probes.bootstrap import interval
-from engram_probes.capture import Subject, batches, encode
+from engram_probes.capture import Subject, batches, check_vocabularies, encode
 from engram_probes.hsic import (
     MIN_SAMPLES,
     HsicSums,
@@ -136,7 +136,7 @@ class AlignmentRun:
                 f"k {self.k}: {rows.name} has {len(rows.layers)} layers; use 1 to "
                 f"{len(rows.layers)}"
             )
-        _check_vocabularies(columns, rows)
+        check_vocabularies(columns, rows)
 
     def _pick(self, documents: Documents, context: int) -> Iterator[Picked]:
         generator = np.random.default_rng([self.seed, 1])
@@ -224,19 +224,6 @@ def features(subject: Subject, block: list[Picked]) -> np.ndarray:
         chosen = [depth[row, column].float() for depth in residuals.depths[1:]]
         parts.append(torch.stack(chosen).cpu().numpy())
     return np.concatenate(parts, axis=1)
-
-
-def _check_vocabularies(first: Subject, second: Subject) -> None:
-    sizes = first.model.config.vocab_size, second.model.config.vocab_size
-    checksums = {
-        getattr(subject.model.config, "tokenizer_sha256", None) for subject in (first, second)
-    } - {None}
-    if sizes[0] != sizes[1] or len(checksums) > 1:
-        raise UsageError(
-            f"{first.name} and {second.name} have other vocabularies ({sizes[0]:,} and "
-            f"{sizes[1]:,} tokens), so their positions do not correspond; compare models of "
-            "one tokenizer"
-        )
 
 
 def _batch_size(total: int | None) -> int:

@@ -232,6 +232,20 @@ class MemoryTrace:
         return {name: tensor.cpu().numpy() for name, tensor in fields.items()}
 
 
+def check_vocabularies(first: Subject, second: Subject) -> None:
+    """Refuse two models whose positions do not correspond."""
+    sizes = first.model.config.vocab_size, second.model.config.vocab_size
+    checksums = {
+        getattr(subject.model.config, "tokenizer_sha256", None) for subject in (first, second)
+    } - {None}
+    if sizes[0] != sizes[1] or len(checksums) > 1:
+        raise UsageError(
+            f"{first.name} and {second.name} have other vocabularies ({sizes[0]:,} and "
+            f"{sizes[1]:,} tokens), so their positions do not correspond; compare models of "
+            "one tokenizer"
+        )
+
+
 def encode(tokenizer, text: str) -> list[int]:
     """Ids of `<bos>` + text; without `<bos>` for a tokenizer that has none."""
     return with_bos(tokenizer, tokenizer(text, add_special_tokens=False)["input_ids"])

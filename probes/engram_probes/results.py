@@ -33,6 +33,7 @@ _CLASSES = {
     "suppress": "suppression.Suppression",
     "slots": "slots.SlotTrace",
     "row-load": "row_use.RowLoad",
+    "linear": "linear.LinearProbe",
 }
 
 

@@ -208,6 +208,24 @@ def test_probe_suppress_a_part_on_questions_of_ones_own(engram, tmp_path):
     assert [line.split("\t")[0] for line in out.splitlines()[1:]] == ["task", "s", "facts"]
 
 
+SPANS = "world:?seed=0&split=valid&tokens=20K"
+
+
+def test_probe_linear(engram, tmp_path):
+    words = ("probe", "linear", "memory", "--data", SPANS, "--label", "mechanism", "--folds", 2)
+    small = ("--positions", 80, "--depths", "0,3", "--documents", 60, "--twin", "plain")
+    code, out, err = engram(*words, *small, "--out", tmp_path / "linear", "--json")
+    document, result = json.loads(out), ep.load_result(tmp_path / "linear")
+    assert code == 0 and document["summary"] == result.summary()
+    assert result.at == "next" and 60 < result.positions <= 80 and result.twin == "plain"
+    table = {(row["source"], row["depth"]): row for row in document["table"]}
+    assert len(table) == len(result.sources) == 10  # 4 baselines, 3 models at 2 depths
+    accuracy = [table["memory", depth]["accuracy"] for depth in (0, 3)]
+    assert accuracy == pytest.approx(result.curve()[1].tolist())
+    assert result.provenance.corpus["source"]["spec"] == SPANS
+    assert "reading mechanism: 10 probes" in err
+
+
 def test_eval(engram, corpus):
     code, out, _ = engram("eval", "memory", "--data", corpus, "--json")
     losses = json.loads(out)["sources"]
@@ -372,6 +390,12 @@ ERRORS = {
     ),
     "no question": (suppress("--data", "json:{bad}/no_question.jsonl"), 3, "is no question"),
     "k too large": (("probe", "cka", "memory", "--twin", "plain", "--k", "9"), 2, "has 3 layers"),
+    "no spans": (("probe", "linear", "memory", "--data", "text:{bad}/full/*"), 3, "no column 'spa"),
+    "no such label": (
+        ("probe", "linear", "memory", "--data", SPANS, "--label", "hue"), 2, "has a label hue"
+    ),
+    "no such place": (("probe", "linear", "memory", "--at", "end"), 2, "'next' or 'entity'"),
+    "no depths": (("probe", "linear", "memory", "--depths", "all"), 2, "give whole numbers"),
     "out holds other things": (probe("--text", "a", "--out", "{bad}/full"), 2, "is not empty"),
     "out is a file": (probe("--text", "a", "--out", "{bad}/empty.txt"), 2, "is a file"),
     "report over other things": (("report", "memory", "--out", "{bad}/full"), 2, "no report"),

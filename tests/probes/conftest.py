@@ -103,3 +103,29 @@ def suppression(engram, tokenizer, questions):
     import engram_probes as ep
 
     return ep.suppress(engram, tokenizer, questions, "rows_zero", orders=[3])
+
+
+def labelled():
+    """Documents with spans: a made-up name twice, of tier 0 or 1, and something about it."""
+    names = [f"{a}{b}{c}" for a in "BDKLM" for b in "aeiou" for c in ("rn", "st", "lk")]
+    return [_labelled(name, i % 2) for i, name in enumerate(names)]
+
+
+def _labelled(name, tier):
+    text = f"At dusk the boats of {name} come home, {name} counts them, a smith."
+    places = [(text.index(name), name, "name"), (text.rindex(name), name, "name")]
+    places.append((text.index("smith"), "smith", "role"))
+    spans = [
+        {"start": start, "end": start + len(what), "kind": kind, "entity_id": name, "tier": tier}
+        for start, what, kind in places
+    ]
+    return {"text": text, "spans": spans}
+
+
+@pytest.fixture(scope="session")
+def linear(engram, twin, tokenizer, labelled):
+    import engram_probes as ep
+
+    return ep.linear.probe(
+        engram, tokenizer, labelled, twin=twin, positions=40, folds=2, depths=(0, 3)
+    )

@@ -22,6 +22,7 @@ from engram_model.errors import CheckpointError
         "suppression",
         "slots",
         "row_load",
+        "linear",
     ]
 )
 def result(request):

@@ -6,6 +6,7 @@ import numpy as np
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
+from engram_probes.figures.curves import DEPTH_TITLE, add_curve, mark_memory
 from engram_probes.figures.style import (
     CATEGORICAL,
     SEQUENTIAL,
@@ -15,12 +16,10 @@ from engram_probes.figures.style import (
     heatmap_height,
     layer_axis,
     token_axis,
-    transparent,
 )
 from engram_probes.lens import METRICS, LogitLens
 from engram_probes.lens_difference import LensDifference
 
-DEPTH_TITLE = "blocks run (0: embedding)"
 CELL_TEXT = 600  # cells above which the tokens no longer fit into a grid
 REVERSED = ("entropy", "js", "kl", "kl_reverse", "log_rank")  # in a grid, bright means sure
 
@@ -30,8 +29,8 @@ def curve_figure(lenses: Sequence[LogitLens], what: str) -> go.Figure:
     unit, name = METRICS[what]
     figure = go.Figure()
     for lens, colour in zip(lenses, CATEGORICAL, strict=False):
-        _add_curve(figure, *lens.curve(what), lens.model, colour)
-    _mark_memory(figure, lenses[0].memory_layers)
+        add_curve(figure, *lens.curve(what), lens.model, colour)
+    mark_memory(figure, lenses[0].memory_layers)
     if what == "rank":
         figure.update_yaxes(type="log")
     figure.update_xaxes(title={"text": DEPTH_TITLE})
@@ -98,12 +97,12 @@ def difference_figure(result: LensDifference, what: str) -> go.Figure:
     figure = make_subplots(rows=2, cols=1, shared_xaxes=True, row_heights=[0.6, 0.4])
     for i, model in enumerate((result.model, result.other)):
         curve = (result.means[i, index], result.means_low[i, index], result.means_high[i, index])
-        _add_curve(figure, *curve, model, CATEGORICAL[i], row=1)
+        add_curve(figure, *curve, model, CATEGORICAL[i], row=1)
     curve = (result.difference[index], result.low[index], result.high[index])
     label = f"{result.model} − {result.other}"
-    _add_curve(figure, *curve, label, CATEGORICAL[2], row=2)
+    add_curve(figure, *curve, label, CATEGORICAL[2], row=2)
     figure.add_hline(y=0, line={"color": "#555555", "width": 1, "dash": "dot"}, row=2)
-    _mark_memory(figure, result.memory_layers)
+    mark_memory(figure, result.memory_layers)
     figure.update_xaxes(title={"text": DEPTH_TITLE}, row=2)
     figure.update_yaxes(title={"text": unit}, row=1)
     figure.update_yaxes(title={"text": f"difference ({unit})"}, row=2)
@@ -116,59 +115,6 @@ def difference_figure(result: LensDifference, what: str) -> go.Figure:
         f"{result.difference[index, largest]:+.2f} {unit}."
     )
     return finish(figure, name, alt, 560)
-
-
-def _add_curve(
-    figure: go.Figure,
-    mean: np.ndarray,
-    low: np.ndarray,
-    high: np.ndarray,
-    name: str,
-    colour: str,
-    row: int | None = None,
-) -> None:
-    place = {} if row is None else {"row": row, "col": 1}
-    depth = np.arange(len(mean))
-    if np.isfinite(low).all():
-        figure.add_trace(
-            go.Scatter(
-                x=np.concatenate([depth, depth[::-1]]),
-                y=float32(np.concatenate([high, low[::-1]])),
-                mode="lines",
-                fill="toself",
-                fillcolor=transparent(colour, 0.2),
-                line={"width": 0},
-                hoverinfo="skip",
-                showlegend=False,
-                name=f"{name}, 95% interval",
-            ),
-            **place,
-        )
-    figure.add_trace(
-        go.Scatter(
-            x=depth,
-            y=float32(mean),
-            mode="lines+markers",
-            name=name,
-            showlegend=True,
-            line={"color": colour, "width": 2},
-            hovertemplate=f"{escaped(name)}, %{{x}} blocks: %{{y:.3f}}<extra></extra>",
-        ),
-        **place,
-    )
-
-
-def _mark_memory(figure: go.Figure, layers: Sequence[int]) -> None:
-    for layer in layers:  # block i runs between depth i and i + 1
-        figure.add_vrect(
-            x0=layer, x1=layer + 1, fillcolor="#999999", opacity=0.18, line_width=0, layer="below"
-        )
-    if layers:
-        figure.add_annotation(
-            text="shaded: blocks with a memory",
-            xref="paper", yref="paper", x=0, y=1, yanchor="bottom", showarrow=False,
-            font={"size": 11, "color": "#555555"},
-        )  # fmt: skip
 
 
 def _described(model: str, mean: np.ndarray, unit: str) -> str:

@@ -7,6 +7,7 @@ from engram_app.commands.probe.cka import cka
 from engram_app.commands.probe.edit import edit
 from engram_app.commands.probe.gates import gates
 from engram_app.commands.probe.lens import lens
+from engram_app.commands.probe.linear import linear
 from engram_app.commands.probe.slots import slots
 from engram_app.commands.probe.suppress import suppress
 
@@ -15,5 +16,5 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
-for command in (gates, lens, cka, attribute, edit, suppress, slots):
+for command in (gates, lens, cka, attribute, edit, suppress, slots, linear):
     app.command()(command)
