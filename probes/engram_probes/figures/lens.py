@@ -44,8 +44,8 @@ def strata_figure(lens: LogitLens, what: str) -> go.Figure:
     unit, name = METRICS[what]
     figure, curves = go.Figure(), lens.stratum_curves(what)
     for (stratum, tokens, mean, low, high), colour in zip(curves, CATEGORICAL, strict=False):
-        _add_curve(figure, mean, low, high, f"{stratum} ({tokens:,})", colour)
-    _mark_memory(figure, lens.memory_layers)
+        add_curve(figure, mean, low, high, f"{stratum} ({tokens:,})", colour)
+    mark_memory(figure, lens.memory_layers)
     if what == "rank":
         figure.update_yaxes(type="log")
     figure.update_xaxes(title={"text": DEPTH_TITLE})
