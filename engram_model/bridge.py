@@ -6,6 +6,7 @@ and add up, on one residual stream and on several.
 """
 
 import copy
+import re
 from collections.abc import Iterator
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -14,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from transformer_lens.ActivationCache import ActivationCache
+from transformer_lens.factories.architecture_adapter_factory import SUPPORTED_ARCHITECTURES
 from transformer_lens.hook_points import HookPoint
 from transformer_lens.model_bridge import TransformerBridge
 from transformer_lens.model_bridge.generalized_components import MLABlockBridge
@@ -28,8 +30,17 @@ from transformer_lens.model_bridge.supported_architectures.deepseek_v4 import (
 )
 from transformer_lens.utilities.slice import Slice
 
-from engram_model.decompose import Site, Write, contributions
+from engram_model.decompose import Site, Write, contributions, readings
+from engram_model.errors import UsageError
 from engram_model.memory import HOOKS
+
+# What `EngramCache.readings` at the end of the model is made of.
+WRITERS = re.compile(
+    r"hook_(pos_)?embed|ln_final\.hook_scale|blocks\.\d+\."
+    r"(hook_out|(attn|mlp|ln1_post|ln2_post)\.hook_out|attn\.hook_z|(attn|mlp)_hc\.hook_(post|comb)"
+    r"|engram\.hook_(slots|rows|gate|conv|out))"
+)
+EMBEDDINGS = ("embed", "pos_embed")
 
 
 class MemoryBridge(GeneralizedComponent):
@@ -140,24 +151,18 @@ class EngramCache(ActivationCache):
         pos_slice=None,
         incl_embeds: bool = True,
         return_labels: bool = False,
-        expand_memory: bool = False,
     ):
         """Components of the residual before `layer` (None: the end): embedding, memory, attention
         and MLP of each layer. Arguments and result as in TransformerLens: [components, batch, pos,
         d], oldest first.
-
-        expand_memory: the memory's write by what it came from, exactly: `{layer}_engram_order{n}_
-            head{h}`, the gated value of one looked-up row, which enters it linearly; and
-            `{layer}_engram_conv`, `{layer}_engram_bias` where there are such. Mode "engram" takes
-            all of them.
         """
         layer = self._layer(layer)
-        labelled = dict(self._contributions(layer, mlp_input, expand_memory))
+        labelled = dict(self._contributions(layer, mlp_input))
         wanted = [
             label
             for label in reversed(labelled)  # oldest first; the embedding comes last above
-            if (label == "embed" and incl_embeds)
-            or (label != "embed" and (mode == "all" or label.split("_")[1] == mode))
+            if (label in EMBEDDINGS and incl_embeds)
+            or (label not in EMBEDDINGS and (mode == "all" or label.endswith(f"{mode}_out")))
         ]
         position_slice = _slice(pos_slice)
         stack = torch.stack([position_slice.apply(labelled[label], dim=-2) for label in wanted])
@@ -225,6 +230,21 @@ class EngramCache(ActivationCache):
         stack, labels = torch.cat([stack, memory.to(stack.dtype)]), [*labels, *names]
         return (stack, labels) if return_labels else stack
 
+    def readings(self) -> Iterator[tuple[str, Tensor, Tensor]]:
+        """How the end of the model reads what each component wrote, newest first.
+
+        Yields:
+            label as in `decompose_resid`, weights [batch, pos, M], and what was written
+            [batch, pos, M, d], or [batch, pos, 1, d] where every stream was given the same.
+        """
+        layer, embedding = self._layer(None), self["hook_embed"]
+        if self._streams:
+            readout = self._head_weights(self._residual(layer, False))
+            yield from readings(readout, self._writers(layer, False), embedding)
+            return
+        for label, out in self._contributions(layer, False):
+            yield label, torch.ones_like(out[..., :1]).float(), out.float().unsqueeze(-2)
+
     @property
     def _streams(self) -> bool:
         return (getattr(self.model.cfg, "hc_mult", None) or 1) > 1
@@ -236,57 +256,32 @@ class EngramCache(ActivationCache):
         reach = range(layer + 1 if mlp_input else layer)
         return [index for index in reach if f"blocks.{index}.engram.hook_out" in self]
 
-    def _contributions(
-        self, layer: int, mlp_input: bool, expand_memory: bool = False
-    ) -> Iterator[tuple[str, Tensor]]:
+    def _contributions(self, layer: int, mlp_input: bool) -> Iterator[tuple[str, Tensor]]:
         """Label and [batch, pos, d] of every writer, newest first, the embedding last."""
         embedding = self["hook_embed"]
-        writers = self._writers(layer, mlp_input, expand_memory)
         if self._streams:
             readout = self._head_weights(self._residual(layer, mlp_input))
-            yield from contributions(readout, writers, embedding)
+            yield from contributions(readout, self._writers(layer, mlp_input), embedding)
         else:
-            for writer in writers:
+            for writer in self._writers(layer, mlp_input):
                 yield writer.label, writer.out
+            if "hook_pos_embed" in self:  # learnt positions, as in GPT-2
+                yield "pos_embed", self["hook_pos_embed"]
             yield "embed", embedding
 
-    def _writers(
-        self, layer: int, mlp_input: bool, expand_memory: bool = False
-    ) -> Iterator[Site | Write]:
+    def _writers(self, layer: int, mlp_input: bool) -> Iterator[Site | Write]:
         for index in range(layer if mlp_input else layer - 1, -1, -1):
             if index < layer:
                 yield self._site(index, "mlp")
             yield self._site(index, "attn")
-            if f"blocks.{index}.engram.hook_out" in self:
-                yield from self._memory_writes(index, expand_memory)
-
-    def _memory_writes(self, index: int, expand: bool) -> Iterator[Write]:
-        """What a memory adds, [batch, pos, M, d] or for one stream [batch, pos, d]."""
-        hook, label = f"blocks.{index}.engram.hook_", f"{index}_engram_"
-        if not expand:
-            yield Write(f"{label}out", self[f"{hook}out"])
-            return
-        memory = _plain(self.model.blocks[index].engram)
-        config = memory.config
-        gate = self[f"{hook}gate"].float().expand(-1, -1, config.hc_mult)
-        if f"{hook}conv" in self:
-            yield Write(f"{label}conv", self._stream_shape(self[f"{hook}conv"]))
-        if memory.wkv.bias is not None:
-            bias = memory.wkv.bias[-config.hidden_size :].float()
-            yield Write(f"{label}bias", self._stream_shape(gate[..., None] * bias))
-        rows = self[f"{hook}rows"].float()  # [batch, pos, columns, width]
-        weight = memory.wkv.weight[-config.hidden_size :].float().unflatten(1, rows.shape[-2:])
-        for column in reversed(range(rows.shape[-2])):
-            order, head = divmod(column, config.engram_n_heads)
-            value = rows[..., column, :] @ weight[:, column].T
-            share = self._stream_shape(gate[..., None] * value[..., None, :])
-            yield Write(f"{label}order{order + 2}_head{head}", share)
-
-    def _stream_shape(self, out: Tensor) -> Tensor:
-        return out if self._streams else out.squeeze(-2)
+            memory = f"blocks.{index}.engram.hook_out"
+            if memory in self:
+                yield Write(f"{index}_engram_out", self[memory])
 
     def _site(self, index: int, kind: str) -> Site | Write:
-        label, out = f"{index}_{kind}_out", self[f"blocks.{index}.{kind}.hook_out"]
+        name = f"blocks.{index}.{'ln1' if kind == 'attn' else 'ln2'}_post.hook_out"
+        name = name if name in self else f"blocks.{index}.{kind}.hook_out"
+        label, out = f"{index}_{kind}_out", self[name]  # as Gemma 2, some norm what they add
         if not self._streams:
             return Write(label, out)
         mixing = f"blocks.{index}.{kind}_hc"
@@ -337,12 +332,18 @@ def hooked(model, tokenizer) -> EngramBridge:
     """A TransformerBridge on a model's weights; the model itself stays as it is.
 
     Args:
-        model: an `EngramForCausalLM`.
+        model: an `EngramForCausalLM`, or another causal model that TransformerLens knows.
         tokenizer: its tokenizer; strings are encoded with `<bos>` in front, as in training.
 
     Returns:
         A bridge whose logits equal the model's, with hooks `blocks.N.engram.hook_*`.
+
+    Raises:
+        UsageError: TransformerLens has no adapter for the model's architecture.
     """
+    architecture = type(model).__name__
+    if architecture not in SUPPORTED_ARCHITECTURES and architecture != "EngramForCausalLM":
+        raise UsageError(f"TransformerLens has no adapter for a {architecture}")
     shared = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
     view = copy.deepcopy(model, shared)  # own modules, same tensors: wrapping changes modules
     with TemporaryDirectory() as folder:
@@ -350,10 +351,40 @@ def hooked(model, tokenizer) -> EngramBridge:
         tokenizer.save_pretrained(folder)
         bridge = build_bridge_from_module(
             view,
-            "EngramForCausalLM",
+            architecture,
             hf_config=view.config,
             tokenizer=type(tokenizer).from_pretrained(folder),
-            model_name=getattr(model.config, "name_or_path", "") or "engram",
+            model_name=getattr(model.config, "name_or_path", "") or architecture,
         )
     bridge.__class__ = EngramBridge
     return bridge
+
+
+def as_bridge(model, tokenizer) -> TransformerBridge:
+    """The bridge itself if it is one, hooks and all; else `hooked(model, tokenizer)`."""
+    return model if isinstance(model, TransformerBridge) else hooked(model, tokenizer)
+
+
+def run_at_end(bridge: TransformerBridge, ids: list[int]) -> tuple[Tensor, EngramCache]:
+    """Run one text and keep what was written at its last position.
+
+    Returns:
+        logits [vocab] of the last position, and a cache of what `EngramCache.readings` needs, with
+        batch and position axes of length one.
+    """
+    model = bridge.original_model
+    training = model.training
+    model.eval()  # no dropout
+    try:
+        with torch.no_grad():
+            tokens = torch.tensor([ids], device=model.device)
+            logits, cache = bridge.run_with_cache(tokens, names_filter=_is_writer)
+    finally:
+        model.train(training)
+    # A copy, so that what was kept of the other positions can go.
+    kept = {name: tensor[:, -1:].clone() for name, tensor in cache.items()}
+    return logits[0, -1], EngramCache(kept, bridge)
+
+
+def _is_writer(name: str) -> bool:
+    return WRITERS.fullmatch(name) is not None

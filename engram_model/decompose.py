@@ -31,10 +31,10 @@ class Write:
     out: Tensor
 
 
-def contributions(
+def readings(
     readout: Tensor, writers: Iterable[Site | Write], embedding: Tensor
-) -> Iterator[tuple[str, Tensor]]:
-    """What each writer adds to `sum_m readout_m X_m`, newest first, the embedding last.
+) -> Iterator[tuple[str, Tensor, Tensor]]:
+    """How each writer's output is read in `sum_m readout_m X_m`, newest first, the embedding last.
 
     Args:
         readout: [b, p, M], weights with which the streams after the last writer are read.
@@ -42,14 +42,26 @@ def contributions(
         embedding: [b, p, d], copied to every stream at the start.
 
     Yields:
-        label and [b, p, d]; they sum to the reading.
+        label, weights [b, p, M] and output [b, p, M, d], or [b, p, 1, d] where every stream was
+        given the same; `sum_m weights_m output_m` over all writers is the reading.
     """
     readout = readout.float()
     for writer in writers:
         if isinstance(writer, Write):
-            yield writer.label, torch.einsum("...m,...md->...d", readout, writer.out.float())
+            yield writer.label, readout, writer.out.float()
         else:
-            share = (readout * writer.post.float()).sum(-1, keepdim=True)
-            yield writer.label, share * writer.out.float()
+            yield writer.label, readout * writer.post.float(), writer.out.float().unsqueeze(-2)
             readout = torch.einsum("...jk,...k->...j", writer.comb.float(), readout)
-    yield "embed", readout.sum(-1, keepdim=True) * embedding.float()
+    yield "embed", readout, embedding.float().unsqueeze(-2)
+
+
+def contributions(
+    readout: Tensor, writers: Iterable[Site | Write], embedding: Tensor
+) -> Iterator[tuple[str, Tensor]]:
+    """What each writer adds to the reading: as `readings`, summed over streams.
+
+    Yields:
+        label and [b, p, d]; they sum to the reading.
+    """
+    for label, weights, out in readings(readout, writers, embedding):
+        yield label, torch.einsum("...m,...md->...d", weights, out)

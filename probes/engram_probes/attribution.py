@@ -1,98 +1,179 @@
-"""Who wrote this logit: exact shares of a prediction, with the memory's rows among the writers."""
+"""Who wrote a logit: embedding, attention, MLPs, and the memory row by row, as an exact sum."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
 from engram_model.errors import UsageError
-from engram_probes.provenance import provenance
 from engram_probes.results import Result
 
 if TYPE_CHECKING:
     import pandas
     import plotly.graph_objects
 
-REMAINDER = "remainder"
+PARTS = {
+    "embed": "embedding",
+    "attention": "attention",
+    "mlp": "MLPs",
+    "memory": "memory",
+    "bias": "bias",
+    "remainder": "remainder",
+}
+DRAWS = 1000
+MOST_BARS = 40
 
 
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class Attribution(Result):
-    """Shares of the last position's logit of a token, or of the difference of two.
+    """Components C, oldest first; residual streams M; positions p (0 is <bos>).
 
     Attributes:
-        model: its name.
-        tokens: the text's tokens as shown; the logit is that after the last one.
-        target, against: the token, and the one whose logit is taken off it; "" for none.
-        target_id, against_id: their ids; -1 for none.
-        components: the writers, oldest first: `embed`, `{layer}_attn_out`, `{layer}_mlp_out`, of a
-            memory `{layer}_engram_order{n}_head{h}`, `{layer}_engram_conv`, and `remainder`.
-        contribution: of each to the logit, [components]; they sum to it.
-        logit: the model's own.
-        prob: probability of the target.
+        tokens: text of each token as shown (see `GateMap`).
+        token_ids: [p].
+        target, target_id: the token whose logit at the last position is attributed.
+        against, against_id: the token whose logit was subtracted; None: none was.
+        logit: of the target, less that of `against`, as the model gave it.
+        probability, rank: of the target as next token; 1 is the likeliest.
+        components: `embed`, `{layer}_attn_out`, `{layer}_mlp_out`; of a memory
+            `{layer}_engram_order{n}_head{h}`, `_conv` and `_bias`; `bias` of norm and unembedding;
+            `remainder`, by which the others miss the logit.
+        parts: what each component is of, a key of `PARTS`.
+        contribution: [C]; the sum is `logit`.
+        by_stream: the same by the stream it was written to, [C, M]; NaN for bias and remainder,
+            which are in no stream.
+        slots: row of the layer's flat table, [C]; -1 for what is no row.
+        random_low, random_high: 95% interval of what rows of the same head drawn at random would
+            add, read through the same gate, [C]; NaN for what is no row.
+        random_sum: the same interval of the sum of all rows, [2]; NaN without a memory.
+        logit_without_memory, probability_without_memory: with the memories adding nothing, and all
+            that reads them changed accordingly; None for a model without a memory.
     """
 
     kind: ClassVar[str] = "attribution"
-    axes: ClassVar[dict[str, tuple[str, ...]]] = {"contribution": ("component",)}
-    units: ClassVar[dict[str, str]] = {"contribution": "logit"}
+    axes: ClassVar[dict[str, tuple[str, ...]]] = {
+        "token_ids": ("position",),
+        "contribution": ("component",),
+        "by_stream": ("component", "stream"),
+        "slots": ("component",),
+        "random_low": ("component",),
+        "random_high": ("component",),
+        "random_sum": ("bound",),
+    }
+    units: ClassVar[dict[str, str]] = {
+        "contribution": "logits",
+        "by_stream": "logits",
+        "random_low": "logits",
+        "random_high": "logits",
+        "random_sum": "logits",
+        "slots": "row of the layer's table",
+    }
 
-    model: str
     tokens: tuple[str, ...]
     target: str
     target_id: int
-    against: str
-    against_id: int
-    components: tuple[str, ...]
+    against: str | None
+    against_id: int | None
     logit: float
-    prob: float
+    probability: float
+    rank: int
+    components: tuple[str, ...]
+    parts: tuple[str, ...]
+    logit_without_memory: float | None
+    probability_without_memory: float | None
+    token_ids: np.ndarray
     contribution: np.ndarray
+    by_stream: np.ndarray
+    slots: np.ndarray
+    random_low: np.ndarray
+    random_high: np.ndarray
+    random_sum: np.ndarray
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not len(self.components) == len(self.parts) == len(self.contribution):
+            raise ValueError(
+                f"{len(self.contribution)} contributions for {len(self.components)} components"
+            )
 
     @property
-    def from_memory(self) -> np.ndarray:
-        """Bool [components]: the parts of a memory's write."""
-        return np.array(["_engram_" in name for name in self.components])
+    def remainder(self) -> float:
+        """Logit less all other components."""
+        return float(self.contribution[self.components.index("remainder")])
 
-    def facts(self) -> dict[str, Any]:
-        pair = f"{self.target} less {self.against}" if self.against else self.target
+    @property
+    def memory(self) -> float:
+        """Sum of what the memories wrote; 0 for a model without."""
+        return self.by_part().get("memory", 0.0)
+
+    @property
+    def memory_share(self) -> float:
+        """`memory` over the sum of the sizes of all contributions, between -1 and 1."""
+        size = float(np.abs(self.contribution).sum())
+        return self.memory / size if size else 0.0
+
+    def by_part(self) -> dict[str, float]:
+        """Sums over the components of each part that the model has; they sum to the logit."""
+        parts = np.array(self.parts)
         return {
-            "model": self.model,
-            "target": pair,
-            "logit": round(self.logit, 3),
-            "components": len(self.components),
+            part: float(self.contribution[parts == part].sum())
+            for part in PARTS
+            if part in self.parts
+        }
+
+    def facts(self) -> dict:
+        return {
+            "model": self.provenance.models[0]["name"],
+            "target": self.target,
+            **({} if self.against is None else {"against": self.against}),
+            "logit": round(self.logit, 4),
+            "memory": round(self.memory, 4),
+            "remainder": float(f"{self.remainder:.1e}"),
         }
 
     def summary(self) -> str:
-        what = f"The logit of “{self.target}”"
-        if self.against:
-            what = f"The logit of “{self.target}” less that of “{self.against}”"
-        largest = int(np.argmax(np.abs(self.contribution)))
-        said = (
-            f"{what} after “{self.tokens[-1]}” is {self.logit:+.2f}; the largest share has "
-            f"{self.components[largest]} ({self.contribution[largest]:+.2f})"
+        of = f"The logit of “{self.target}”"
+        if self.against is not None:
+            of += f" less that of “{self.against}”"
+        sums = ", ".join(
+            f"{PARTS[part]} {value:+.2f}"
+            for part, value in self.by_part().items()
+            if part not in ("bias", "remainder") or abs(value) >= 0.005
         )
-        if not self.from_memory.any():
-            return f"{said}."
-        memory = self.contribution[self.from_memory]
-        inside = np.flatnonzero(self.from_memory)[int(np.argmax(np.abs(memory)))]
         return (
-            f"{said}, the memory {memory.sum():+.2f} in all, most of it from "
-            f"{self.components[inside]} ({self.contribution[inside]:+.2f})."
+            f"{of} after “{self.tokens[-1]}” is {self.logit:.2f} (probability "
+            f"{self.probability:.2g}, rank {self.rank}): {sums}{self._of_memory()}."
+        )
+
+    def _of_memory(self) -> str:
+        if self.logit_without_memory is None:
+            return ""
+        rows = np.where(self.slots >= 0, self.contribution, 0)
+        largest = np.argmax(np.abs(rows))
+        return (
+            f"; the memory's rows add {rows.sum():+.2f} (rows drawn at random: "
+            f"{self.random_sum[0]:+.2f} to {self.random_sum[1]:+.2f}), the largest of them "
+            f"{self.components[largest]} {rows[largest]:+.2f}; if the memory added nothing it "
+            f"would be {self.logit_without_memory:.2f} (probability "
+            f"{self.probability_without_memory:.2g})"
         )
 
     def to_frame(self) -> "pandas.DataFrame":
-        """`component`, `contribution`; disjoint rows, which sum to the logit."""
+        """Disjoint rows `component`, `contribution` (logits); they sum to the logit."""
         import pandas as pd
 
         return pd.DataFrame({"component": self.components, "contribution": self.contribution})
 
-    def figure(self, most: int = 24) -> "plotly.graph_objects.Figure":
-        """Bars of the largest shares, oldest writer on top; the memory's in a colour of its own.
+    def figure(self, most: int = MOST_BARS) -> "plotly.graph_objects.Figure":
+        """Horizontal bars, oldest on top, the memory in a colour of its own.
 
-        most: bars; what is left is one bar `others`.
+        Args:
+            most: bars at most; the smallest contributions beyond are summed in one.
         """
         from engram_probes.figures.attribution import attribution_figure
 
+        if most < 2:
+            raise UsageError(f"most={most}: a figure needs at least two bars")
         return attribution_figure(self, most)
 
 
@@ -101,99 +182,36 @@ def attribute(
     tokenizer,
     text: str,
     target: str | int | None = None,
-    *,
     against: str | int | None = None,
-    progress: Callable[[int, int], None] | None = None,
+    *,
+    heads: bool = False,
+    draws: int = DRAWS,
+    seed: int = 0,
 ) -> Attribution:
-    """Exact shares of the logit of a token after a text.
+    """Attribute the logit at the last position of `<bos>` + text to what wrote to the residual.
 
-    Every writer's output is followed to the final norm, through mixed residual streams with the
-    weights they had (see `engram_model.decompose`); the norm's scale is held, as is usual for
-    direct logit attribution (Elhage et al. 2021). A memory's gated value is linear in the rows
-    looked up, so it is split exactly by order and head; its convolution is a writer of its own.
+    The final norm's scale and all mixing weights of the streams are held at the values they had,
+    as in TransformerLens; the logit is then a sum over components.
 
     Args:
-        model: an `EngramForCausalLM`, or the bridge of one, whose hooks stay live.
-        text: read as `<bos>` + text.
-        target: a token as text (its space in front included) or id; None: the likeliest.
-        against: a second token: shares of the difference of the two logits.
+        model: an `EngramForCausalLM`, a bridge of one, or another causal model that
+            TransformerLens knows and whose logit its components add up to.
+        tokenizer: its tokenizer.
+        text: at most as long as the context.
+        target: one token, as text or id; None: the likeliest next token.
+        against: a second token whose logit is subtracted.
+        heads: attention by its heads, `{layer}_attn_head{h}`.
+        draws: rows drawn at random for each row that was looked up.
+        seed: of these draws.
 
     Raises:
-        UsageError: an empty or too long text, a target of several tokens, or a model that is no
-            Engram model (with or without memories).
+        UsageError: an empty or too long text, a target that is not one token, or a model whose
+            logit is not the sum of its components.
     """
-    import torch
+    from engram_probes.attribution_run import run
 
-    from engram_probes.capture import Subject
-    from engram_probes.text import describe_texts, token_texts
-
-    subject = Subject.of(model)
-    bridge = _bridge(model, tokenizer, subject.name)
     if not isinstance(text, str):
-        raise UsageError(f"attribute reads one text, not {type(text).__name__}")
-    ids = subject.encode(tokenizer, text)
-    other = None if against is None else _token(tokenizer, against)
-    one = None if target is None else _token(tokenizer, target)
-    with torch.inference_mode():
-        logits, cache = bridge.run_with_cache(torch.tensor([ids], device=subject.model.device))
-        last = logits[0, -1].float()
-        one = int(last.argmax()) if one is None else one
-        stack, labels = cache.decompose_resid(pos_slice=-1, return_labels=True, expand_memory=True)
-        shares = cache.logit_attrs(stack, one, pos_slice=-1, incorrect_tokens=other)[:, 0]
-    logit = float(last[one] - (0 if other is None else last[other]))
-    contribution = shares.double().cpu().numpy()
-    if progress:
-        progress(1, 1)
-    names = token_texts(tokenizer, [one] if other is None else [one, other])
-    return Attribution(
-        provenance=provenance(
-            [subject.model],
-            tokenizer,
-            describe_texts([text]),
-            {"target": one, "against": other},
-            None,
-        ),
-        model=subject.name,
-        tokens=token_texts(tokenizer, ids),
-        target=names[0],
-        target_id=one,
-        against="" if other is None else names[1],
-        against_id=-1 if other is None else other,
-        components=(*labels, REMAINDER),
-        contribution=np.append(contribution, logit - contribution.sum()),
-        logit=logit,
-        prob=float(last.softmax(-1)[one]),
-    )
-
-
-def _bridge(model, tokenizer, name: str):
-    """The bridge given, or a new one."""
-    from engram_model import hooked
-    from engram_model.modeling import EngramForCausalLM
-
-    if hasattr(model, "run_with_cache"):
-        return model
-    if not isinstance(model, EngramForCausalLM):
-        raise UsageError(
-            f"{name} is a {type(model).__name__}: attribution needs an Engram model, with or "
-            "without memories; for others use TransformerLens's logit_attrs"
-        )
-    return hooked(model, tokenizer)
-
-
-def _token(tokenizer, given: str | int) -> int:
-    """Raises UsageError unless it is one token of the vocabulary."""
-    if isinstance(given, int):
-        if 0 <= given < len(tokenizer):
-            return given
-        raise UsageError(f"token id {given} is outside the vocabulary ({len(tokenizer):,})")
-    ids = tokenizer(given, add_special_tokens=False)["input_ids"]
-    if len(ids) == 1:
-        return ids[0]
-    from engram_probes.text import token_texts
-
-    pieces = " ".join(token_texts(tokenizer, ids)) or "nothing"
-    raise UsageError(
-        f"{given!r} is {len(ids)} tokens ({pieces}), not one; give the first of them, with its "
-        "space in front if it has one"
-    )
+        raise UsageError(f"attribute reads one text, not {type(text).__name__}; call it once each")
+    if draws < 1:
+        raise UsageError(f"draws={draws}: at least one row must be drawn")
+    return run(model, tokenizer, text, target, against, heads, draws, seed)

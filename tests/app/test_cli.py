@@ -94,14 +94,17 @@ def test_probe_gates_of_a_corpus(engram, tmp_path):
 
 
 def test_probe_attribute(engram, tmp_path):
-    words = ("probe", "attribute", "memory", "--text", TEXT)
-    code, out, _ = engram(*words, "--target", "a", "--out", tmp_path)
-    result = ep.load_result(tmp_path)
-    lines = [line.split("\t") for line in out.splitlines()]
-    assert code == 0 and lines[0] == [result.summary()] and lines[1][0] == "component"
-    assert [line[0] for line in lines[2:]] == list(result.components)
-    code, _, err = engram(*words, "--target", "two words")
-    assert code == 2 and "tokens" in err and err.count("\n") <= 2
+    words = ("probe", "attribute", "memory", "--text", TEXT, "--target", " the", "--draws", 20)
+    code, out, _ = engram(*words, "--out", tmp_path, "--json")
+    document, result = json.loads(out), ep.load_result(tmp_path)
+    assert code == 0 and document["summary"] == result.summary() and result.target == "·the"
+    shares = {row["component"]: row["contribution"] for row in document["table"]}
+    assert sum(shares.values()) == pytest.approx(result.logit)
+    assert shares["2_engram_order3_head1"] == pytest.approx(
+        result.contribution[result.components.index("2_engram_order3_head1")]
+    )
+    code, out, _ = engram("probe", "attribute", "plain", "--text", TEXT)
+    assert code == 0 and out.splitlines()[-1].startswith("remainder\tremainder\t")
 
 
 def test_probe_edit(engram, corpus, tmp_path):
@@ -401,6 +404,13 @@ ERRORS = {
     "report over other things": (("report", "memory", "--out", "{bad}/full"), 2, "no report"),
     "no such command": (("nope",), 2, "No such command 'nope'; see `engram --help`"),
     "no such option": (("info", "memory", "--fast"), 2, "No such option"),
+    "no one token": (
+        ("probe", "attribute", "plain", "--text", "a", "--target", "boats at"), 2, "not one"
+    ),
+    "target alone": (
+        ("probe", "attribute", "plain", "--text", "a", "--target", "b", "--against", "b"),
+        2, "give two different ones",
+    ),
     "missing option": (("probe", "attribute", "memory"), 2, "Missing option '--text'"),
     "no number": (("world", "--out", "{bad}/w", "--tokens", "many"), 2, "no number of tokens"),
     "no such field": (

@@ -105,6 +105,7 @@ def suppression(engram, tokenizer, questions):
     return ep.suppress(engram, tokenizer, questions, "rows_zero", orders=[3])
 
 
+@pytest.fixture(scope="session")
 def labelled():
     """Documents with spans: a made-up name twice, of tier 0 or 1, and something about it."""
     names = [f"{a}{b}{c}" for a in "BDKLM" for b in "aeiou" for c in ("rn", "st", "lk")]
@@ -129,3 +130,10 @@ def linear(engram, twin, tokenizer, labelled):
     return ep.linear.probe(
         engram, tokenizer, labelled, twin=twin, positions=40, folds=2, depths=(0, 3)
     )
+
+
+@pytest.fixture(scope="session")
+def attribution(engram, tokenizer, texts):
+    import engram_probes as ep
+
+    return ep.attribute(engram, tokenizer, texts[1], draws=50)

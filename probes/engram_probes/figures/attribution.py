@@ -3,39 +3,97 @@
 import numpy as np
 import plotly.graph_objects as go
 
-from engram_probes.attribution import Attribution
-from engram_probes.figures.style import CATEGORICAL, escaped, finish, float32, heatmap_height
+from engram_probes.attribution import PARTS, Attribution
+from engram_probes.figures.style import CATEGORICAL, escaped, finish
+
+COLOURS = {
+    "embed": "#999999",
+    "attention": CATEGORICAL[0],
+    "mlp": CATEGORICAL[2],
+    "memory": CATEGORICAL[1],
+    "bias": "#666666",
+    "remainder": "#222222",
+}
+BAR = 22  # pixels
 
 
 def attribution_figure(result: Attribution, most: int) -> go.Figure:
-    """Horizontal bars, oldest writer on top; beyond `most` the small ones are one bar."""
-    order = np.argsort(-np.abs(result.contribution))
-    shown = np.sort(order[:most])
-    names = [result.components[i] for i in shown]
-    values = result.contribution[shown].tolist()
-    memory = result.from_memory[shown].tolist()
-    if len(order) > most:
-        names.append(f"{len(order) - most} others")
-        values.append(float(result.contribution[order[most:]].sum()))
-        memory.append(False)
+    """Bars of contributions, oldest on top; thin lines: what random rows would add."""
+    kept, rest = _kept(result, most)
+    names = [result.components[i] for i in kept]
     figure = go.Figure()
-    for is_memory, name in ((False, "attention, MLP, embedding"), (True, "memory")):
-        places = [i for i, m in enumerate(memory) if m == is_memory]
-        figure.add_bar(
-            x=float32(np.array(values)[places]),
-            y=places,
-            orientation="h",
-            name=name,
-            marker={"color": CATEGORICAL[int(is_memory)]},
-            customdata=[names[i] for i in places],
-            hovertemplate="%{customdata}: %{x:+.3f}<extra></extra>",
-        )
-    figure.update_yaxes(tickvals=list(range(len(names))), ticktext=names, autorange="reversed")
-    what = escaped(result.target) + (f" less {escaped(result.against)}" if result.against else "")
-    figure.update_xaxes(
-        title={"text": f"share of the logit of {what} ({result.logit:+.2f} in all)"}
+    for part in dict.fromkeys(result.parts):
+        rows = [row for row, i in enumerate(kept) if result.parts[i] == part]
+        if rows:
+            values = [float(result.contribution[kept[row]]) for row in rows]
+            figure.add_trace(_bars(values, rows, [names[row] for row in rows], part))
+    if len(rest):
+        names.append(f"{len(rest)} smaller ones")
+        other = [float(result.contribution[rest].sum())]
+        figure.add_trace(_bars(other, [len(kept)], names[-1:], None))
+    _add_random(figure, result, kept)
+    figure.update_xaxes(title={"text": "contribution (logits)"}, zerolinecolor="#555555")
+    figure.update_yaxes(
+        tickvals=list(range(len(names))),
+        ticktext=names,
+        range=[len(names) - 0.5, -0.5],
+        automargin=True,
     )
-    title = f"Who wrote “{what}” after “{escaped(result.tokens[-1])}”"
-    alt = f"Bars of the shares of {len(names)} components. {result.summary()}"
-    figure = finish(figure, title, alt, heatmap_height(len(names)))
-    return figure.update_layout(margin={"l": 180}, barmode="overlay")
+    figure.update_layout(barmode="overlay")
+    return finish(figure, _title(result), _alt(result, len(names)), 170 + BAR * len(names))
+
+
+def _kept(result: Attribution, most: int) -> tuple[np.ndarray, np.ndarray]:
+    """Components that have a bar, in their order, and the smallest, which share the last one."""
+    order = np.argsort(-np.abs(result.contribution), kind="stable")
+    if len(order) <= most:
+        return np.arange(len(order)), order[:0]
+    return np.sort(order[: most - 1]), order[most - 1 :]
+
+
+def _bars(values: list[float], rows: list[int], names: list[str], part: str | None) -> go.Bar:
+    return go.Bar(
+        x=values,
+        y=rows,
+        orientation="h",
+        width=0.8,  # else plotly takes the distance between bars of one colour
+        name="others" if part is None else PARTS[part],
+        marker={"color": "#CCCCCC" if part is None else COLOURS[part]},
+        customdata=names,
+        hovertemplate="%{customdata}<br>%{x:.3f} logits<extra></extra>",
+    )
+
+
+def _add_random(figure: go.Figure, result: Attribution, kept: np.ndarray) -> None:
+    x: list[float | None] = []
+    y: list[float | None] = []
+    for row, i in enumerate(kept):
+        if np.isfinite(result.random_low[i]):
+            x += [float(result.random_low[i]), float(result.random_high[i]), None]
+            y += [row, row, None]
+    if x:
+        figure.add_trace(
+            go.Scatter(
+                x=x,
+                y=y,
+                mode="lines",
+                name="rows drawn at random, 95%",
+                line={"color": "#222222", "width": 2},
+                hovertemplate="a random row: %{x:.3f} logits<extra></extra>",
+            )
+        )
+
+
+def _title(result: Attribution) -> str:
+    of = f"“{escaped(result.target)}”"
+    if result.against is not None:
+        of += f" less “{escaped(result.against)}”"
+    return f"Logit of {of} after “{escaped(result.tokens[-1])}”: {result.logit:.2f}"
+
+
+def _alt(result: Attribution, bars: int) -> str:
+    largest = int(np.argmax(np.abs(result.contribution)))
+    return (
+        f"Bar chart of {bars} components of a logit. {result.summary()} The largest contribution "
+        f"is {result.components[largest]}: {result.contribution[largest]:+.2f}."
+    )

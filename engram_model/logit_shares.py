@@ -1,0 +1,145 @@
+"""A logit as an exact sum over all that was written to the residual, the memory row by row.
+
+With the scale of the final norm held at its value a logit is linear in the residual, and so in
+what each component wrote. A memory writes gate_m * value + conv_m to stream m, and its value is a
+product of the rows it looked up: one term a row, the convolution with its SiLU a term of its own.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from engram_model.errors import UsageError
+
+EMBED, ATTENTION, MLP, MEMORY = "embed", "attention", "mlp", "memory"
+
+
+@dataclass(frozen=True, eq=False)
+class MemoryColumns:
+    """The rows of one layer's memory at one position, C of them.
+
+    slots: [C]. readers: [C, width]; `<row, reader>` is what a row adds to the logit.
+    """
+
+    slots: Tensor
+    readers: Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class LogitShares:
+    """What each component adds to a logit, oldest first.
+
+    labels, parts: of each its name, and which part of the model it is of.
+    by_stream: [components, M] float64, by the residual stream it was written to.
+    columns: layer -> its memory's rows; their components are `{layer}_engram_order{n}_head{h}`.
+    """
+
+    labels: list[str] = field(default_factory=list)
+    parts: list[str] = field(default_factory=list)
+    by_stream: list[Tensor] = field(default_factory=list)
+    columns: dict[int, MemoryColumns] = field(default_factory=dict)
+
+
+@torch.no_grad()
+def logit_direction(bridge, token: int, against: int | None = None) -> tuple[Tensor, float | None]:
+    """How the end of the model turns a residual r into a logit: `<r / scale, direction> + bias`.
+
+    Args:
+        bridge: a TransformerBridge.
+        token: whose logit; less that of `against`, if given.
+
+    Returns:
+        direction [d] float64, weights and centring of the final norm included, and the biases of
+        norm and unembedding, or None if the model has none.
+    """
+    unembed, norm = bridge.unembed, bridge.ln_final
+    offset, column = float(unembed.b_U[token]), unembed.W_U[:, token].double()
+    if against is not None:
+        offset -= float(unembed.b_U[against])
+        column = column - unembed.W_U[:, against].double()
+    weight = norm.original_component.weight.double()
+    bias = getattr(norm.original_component, "bias", None)
+    direction = column * (1 + weight if norm.uses_weight_offset else weight)
+    if not norm.uses_rms_norm:
+        direction = direction - direction.mean()
+    if bias is None and not unembed.b_U.any():
+        return direction, None
+    return direction, offset + (0.0 if bias is None else float(column @ bias.double()))
+
+
+@torch.no_grad()
+def logit_shares(cache, direction: Tensor, heads: bool = False) -> LogitShares:
+    """Shares of the logit at the one position that `run_at_end` keeps.
+
+    Args:
+        cache: from `engram_model.bridge.run_at_end`.
+        direction: [d], from `logit_direction`.
+        heads: attention by heads, `{layer}_attn_head{h}` and, where it has one, `_attn_bias`.
+
+    Raises:
+        UsageError: heads of a model that norms what attention adds, which is no sum of them.
+    """
+    read = direction / cache["ln_final.hook_scale"][0, 0].double()
+    shares = LogitShares()
+    for label, weights, out in reversed(list(cache.readings())):
+        weights = weights[0, 0].double()
+        if label.endswith("_engram_out"):
+            layer = int(label.split("_")[0])
+            for name, share in _memory(cache, layer, weights, read, shares.columns):
+                _add(shares, f"{layer}_engram_{name}", MEMORY, share)
+        elif heads and label.endswith("_attn_out"):
+            for name, value in _heads(cache, int(label.split("_")[0]), read):
+                _add(shares, label.replace("out", name), ATTENTION, weights * value)
+        else:
+            _add(shares, label, _part(label), weights * (out[0, 0].double() @ read))
+    return shares
+
+
+def _add(shares: LogitShares, label: str, part: str, share: Tensor) -> None:
+    shares.labels.append(label)
+    shares.parts.append(part)
+    shares.by_stream.append(share)
+
+
+def _part(label: str) -> str:
+    if label.endswith("_attn_out"):
+        return ATTENTION
+    return MLP if label.endswith("_mlp_out") else EMBED
+
+
+def _heads(cache, layer: int, read: Tensor) -> Iterator[tuple[str, Tensor]]:
+    """Name of each head and how far what it wrote goes along `read`; then of the bias."""
+    if f"blocks.{layer}.ln1_post.hook_out" in cache:
+        raise UsageError(
+            "this model norms what attention adds: its heads have no share of their own"
+        )
+    output = cache.model.blocks[layer].attn.o.original_component
+    heads = cache[f"blocks.{layer}.attn.hook_z"][0, 0].double()
+    weight = output.weight.double()
+    weight = weight.T if isinstance(output, torch.nn.Linear) else weight  # GPT-2's is turned
+    shares = (heads * (weight @ read).unflatten(0, heads.shape)).sum(-1)
+    yield from ((f"head{head}", share) for head, share in enumerate(shares))
+    if output.bias is not None:
+        yield "bias", output.bias.double() @ read
+
+
+def _memory(
+    cache, layer: int, weights: Tensor, read: Tensor, columns: dict[int, MemoryColumns]
+) -> Iterator[tuple[str, Tensor]]:
+    """Name and share [M] of each row, of the bias and of the convolution."""
+    hook = f"blocks.{layer}.engram.hook_"
+    memory = cache.model.blocks[layer].engram.original_component
+    rows = cache[f"{hook}rows"][0, 0].double()
+    opened = weights * cache[f"{hook}gate"][0, 0].double()  # one gate may serve all streams
+    value_weight = memory.wkv.weight[-read.shape[0] :].detach().double()
+    readers = (read @ value_weight).unflatten(0, rows.shape)
+    heads = memory.config.engram_n_heads
+    for column, share in enumerate((rows * readers).sum(-1)):
+        yield f"order{2 + column // heads}_head{column % heads}", share * opened
+    if memory.wkv.bias is not None:
+        yield "bias", (memory.wkv.bias[-read.shape[0] :].detach().double() @ read) * opened
+    if f"{hook}conv" in cache:
+        yield "conv", weights * (cache[f"{hook}conv"][0, 0].double() @ read)
+    columns[layer] = MemoryColumns(cache[f"{hook}slots"][0, 0], readers * opened.sum())
