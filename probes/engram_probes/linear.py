@@ -177,14 +177,19 @@ class LinearProbe(Result):
         against = ", ".join(
             f"{name} {self.curve('accuracy', name)[1].max():.0%}" for name in others
         )
+        doubts = [
+            name
+            for name in (MAJORITY, IDENTITY, self.untrained)
+            if self.difference(name)[2][best] <= 0
+        ]
         selectivity = self.curve("selectivity")[1][best]
         bits = self.curve("bits")[1][best]
         return (
             f"The {self.label} {PLACES[self.at]} is read best after {depths[best]} blocks of "
-            f"{self.model}: {share} among {len(self.classes)} classes, against {against}; on the "
-            f"control task {abs(100 * selectivity):.0f} points "
-            f"{'less' if selectivity >= 0 else 'more'}, and {bits:.2f} bits a label where "
-            f"guessing takes {self.uniform_bits:.2f}."
+            f"{self.model}: {share} among {len(self.classes)} classes, against {against}"
+            f"{', not clearly more than ' + ' or '.join(doubts) if doubts else ''}; "
+            f"selectivity {100 * selectivity:+.0f} points, {bits:.2f} bits a label where a uniform "
+            f"code takes {self.uniform_bits:.2f}."
         )
 
     def to_frame(self) -> "pandas.DataFrame":

@@ -93,7 +93,13 @@ def test_a_planted_signal_is_found_at_its_depth_and_nowhere_else(
     assert (result.curve("accuracy", result.untrained)[1] < 0.75).all()
     bits = result.curve("bits")[1]
     assert bits[2] < 0.6 * result.uniform_bits and (bits[[0, 1, 3]] > 0.9).all()
-    assert "after 2 blocks" in result.summary()
+    assert "after 2 blocks" in result.summary() and "not clearly" not in result.summary()
+
+
+def test_the_summary_says_when_nothing_was_read(engram, tokenizer, people):
+    """Roles are drawn by chance: no name tells them."""
+    result = ep.linear.probe(engram, tokenizer, people, depths=(0,))
+    assert f"not clearly more than {MAJORITY}" in result.summary()
 
 
 def test_a_separable_task_has_a_short_code_and_noise_has_not():
