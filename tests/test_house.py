@@ -223,3 +223,16 @@ def test_findings_state_the_saved_settling_depths():
         depths = [float((1 - lens.stratum_mean[place]).sum()) for lens in lenses]
         [stated] = re.findall(rf"^\| `{stratum}`[\w ]* \| (.*) \|$", text, re.MULTILINE)
         assert stated.split(" | ") == [f"{depth:.1f}" for depth in depths]
+
+
+def test_findings_state_the_saved_suppression():
+    import engram_probes as ep
+
+    frame = ep.load_result(ROOT / "docs/results/suppress-mini").to_frame().set_index("task")
+    text = (ROOT / "docs/findings.md").read_text()
+    rows = re.findall(r"^\| `(\w+)` \| ([\d.]+) \| ([\d.]+) \| (−?\d+)% \(", text, re.MULTILINE)
+    assert len(rows) == 7
+    for task, before, after, kept in rows:
+        row = frame.loc[task]
+        assert [f"{row['before']:.3f}", f"{row['after']:.3f}"] == [before, after]
+        assert f"{100 * row['retained']:.0f}".replace("-0", "0") == kept.replace("−", "-")
