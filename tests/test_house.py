@@ -221,7 +221,9 @@ def test_findings_state_the_saved_settling_depths():
     for stratum in ("fact", "ngram", "outside", "copy"):
         place = lenses[0].strata.index(stratum), lenses[0].metrics.index("settled")
         depths = [float((1 - lens.stratum_mean[place]).sum()) for lens in lenses]
-        [stated] = re.findall(rf"^\| `{stratum}`[\w ]* \| (.*) \|$", text, re.MULTILINE)
+        [stated] = re.findall(
+            rf"^\| `{stratum}`[\w ]* \| (\d\.\d(?: \| \d\.\d){{3}}) \|$", text, re.MULTILINE
+        )
         assert stated.split(" | ") == [f"{depth:.1f}" for depth in depths]
 
 
