@@ -197,21 +197,16 @@ class MemoryTrace:
     def _listen(self, memory: nn.Module) -> None:
         kept = self._kept[memory.layer_id]
 
-        def wrap(outer: Tap | None) -> Tap:
-            def tap(name: str, tensor: Tensor) -> Tensor:
-                tensor = tensor if outer is None else outer(name, tensor)
-                if name in ("slots", "value", "score", "gate", "out"):
-                    kept[name] = tensor
-                return tensor
-
-            return tap
+        def keep(name: str, tensor: Tensor) -> None:
+            if name in ("slots", "value", "score", "gate", "out"):
+                kept[name] = tensor
 
         def before(_module, args, kwargs) -> None:
             kept["hidden"] = args[0] if args else kwargs["hidden"]
 
         hook = memory.register_forward_pre_hook(before, with_kwargs=True)
         self._hooks.enter_context(_removed(hook))
-        self._hooks.enter_context(tapped(memory, wrap))
+        self._hooks.enter_context(heard(memory, keep))
 
     def arrays(self) -> dict[str, np.ndarray]:
         """Fields of a `GateMap`, stacked over layers."""
@@ -287,6 +282,22 @@ def tapped(memory: nn.Module, wrap: Callable[[Tap | None], Tap]) -> Iterator[Non
     # Prepended: of several that are open, the last to come is the first to go.
     after_hook = memory.register_forward_hook(after, always_call=True, prepend=True)
     with _removed(memory.register_forward_pre_hook(before)), _removed(after_hook):
+        yield
+
+
+@contextmanager
+def heard(memory: nn.Module, keep: Callable[[str, Tensor], None]) -> Iterator[None]:
+    """While open, `keep(name, tensor)` is told what the memory computes, as others left it."""
+
+    def wrap(outer: Tap | None) -> Tap:
+        def tap(name: str, tensor: Tensor) -> Tensor:
+            tensor = tensor if outer is None else outer(name, tensor)
+            keep(name, tensor)
+            return tensor
+
+        return tap
+
+    with tapped(memory, wrap):
         yield
 
 

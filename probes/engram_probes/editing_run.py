@@ -1,7 +1,7 @@
 """How rows are written, and what a written row changes elsewhere."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +12,7 @@ from torch import Tensor
 from engram_model.errors import UsageError
 from engram_model.row_patch import RowPatch
 from engram_probes.bootstrap import divide
-from engram_probes.capture import Subject, encode
+from engram_probes.capture import Subject, Tap, encode, heard, tapped
 from engram_probes.text import Documents
 
 RATE = 0.1  # of Adam, in standard deviations of the rows
@@ -76,24 +76,21 @@ def _joined(subject: Subject, tokenizer, prompt: str, answer: str) -> tuple[list
 def _slots_at(subject: Subject, ids: list[int], position: int) -> dict[int, Tensor]:
     """Layer -> the different rows looked up at a position."""
     found: dict[int, Tensor] = {}
-    with _tapped(subject, lambda layer, slots: found.update({layer: slots[0, position]})):
+    with _slots_told(subject, lambda layer, slots: found.update({layer: slots[0, position]})):
         subject.logits(ids)
     return {layer: slots.unique() for layer, slots in found.items()}
 
 
 @contextmanager
-def _tapped(subject: Subject, keep) -> Iterator[None]:
+def _slots_told(subject: Subject, keep: Callable[[int, Tensor], None]) -> Iterator[None]:
     """Calls `keep(layer, slots)` in each memory of a forward pass."""
 
-    def tap_of(memory):
-        def tap(name: str, tensor: Tensor) -> Tensor:
-            if name == "slots":
-                keep(memory.layer_id, tensor)
-            return tensor
+    def keeper(layer: int) -> Callable[[str, Tensor], None]:
+        return lambda name, tensor: keep(layer, tensor) if name == "slots" else None
 
-        return tap
-
-    with _taps(subject, tap_of):
+    with ExitStack() as stack:
+        for memory in subject.memories:
+            stack.enter_context(heard(memory, keeper(memory.layer_id)))
         yield
 
 
@@ -103,34 +100,27 @@ def _shifted(
 ) -> Iterator[None]:
     """Rows looked up anywhere are what they would be with `deltas` added to the table."""
 
-    def tap_of(memory):
-        layer = memory.layer_id
-        seen: list[Tensor] = []
+    def wrapper(layer: int) -> Callable[[Tap | None], Tap]:
+        def wrap(outer: Tap | None) -> Tap:
+            seen: list[Tensor] = []
 
-        def tap(name: str, tensor: Tensor) -> Tensor:
-            if name == "slots":
-                seen[:] = [tensor]
-            if name != "rows":
+            def tap(name: str, tensor: Tensor) -> Tensor:
+                if name == "rows":  # before others see them: to them the table has changed
+                    match = seen[0][..., None] == slots[layer]  # [batch, pos, columns, edited]
+                    tensor = tensor + match.to(tensor.dtype) @ deltas[layer].to(tensor.dtype)
+                tensor = tensor if outer is None else outer(name, tensor)
+                if name == "slots":
+                    seen[:] = [tensor]
                 return tensor
-            match = seen[0][..., None] == slots[layer]  # [batch, pos, columns, edited]
-            return tensor + match.to(tensor.dtype) @ deltas[layer].to(tensor.dtype)
 
-        return tap
+            return tap
 
-    with _taps(subject, tap_of):
-        yield
+        return wrap
 
-
-@contextmanager
-def _taps(subject: Subject, tap_of) -> Iterator[None]:
-    before = [memory.tap for memory in subject.memories]
-    try:
+    with ExitStack() as stack:
         for memory in subject.memories:
-            memory.tap = tap_of(memory)
+            stack.enter_context(tapped(memory, wrapper(memory.layer_id)))
         yield
-    finally:
-        for memory, tap in zip(subject.memories, before, strict=True):
-            memory.tap = tap
 
 
 @contextmanager
@@ -253,7 +243,7 @@ def _moved(subject: Subject, ids: list[int], patch: RowPatch) -> tuple[np.ndarra
     def count(layer: int, slots: Tensor) -> None:
         shared[:] += np.isin(slots[0].cpu().numpy(), patch.slots[layer]).sum(-1)
 
-    with _tapped(subject, count):
+    with _slots_told(subject, count):
         before = subject.logits(ids).float().log_softmax(-1)
     with patch.applied(subject.model):
         after = subject.logits(ids).float().log_softmax(-1)

@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any, get_args
 
@@ -10,12 +11,14 @@ import torch
 
 from engram_model.errors import UsageError
 from engram_probes.bootstrap import interval
-from engram_probes.capture import Subject, batches, check_vocabularies
+from engram_probes.capture import Subject, batches, check_vocabularies, heard
 from engram_probes.linear import IDENTITY, MAJORITY, NO_DEPTH, LinearProbe, metrics_of
 from engram_probes.linear_fit import INNER_FOLDS, Design, Reading, make_design, read
 from engram_probes.linear_task import NGRAM, At, Label, Task, make_task
 from engram_probes.provenance import provenance
 from engram_probes.text import Documents
+
+WRAPPED = "_original_component."  # in the names of a model that a TransformerBridge holds
 
 
 @dataclass(frozen=True, eq=False)
@@ -217,10 +220,10 @@ def untrained(model, seed: int):
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         twin = type(model)(copy.deepcopy(model.config))
-    buffers = dict(twin.named_buffers())
+    given = {name.replace(WRAPPED, ""): buffer for name, buffer in model.named_buffers()}
     with torch.no_grad():
-        for name, buffer in model.named_buffers():
-            buffers[name].copy_(buffer)
+        for name, buffer in twin.named_buffers():
+            buffer.copy_(given[name])
     return twin.to(device=model.device, dtype=model.dtype).eval()
 
 
@@ -236,7 +239,7 @@ def capture(
     rows: dict[int, dict[int, np.ndarray]] = {layer: {} for layer in subject.memory_layers}
     for batch in batches(by_length, lambda i: len(task.documents[i].ids)):
         ids = [task.documents[i].ids for i in batch]
-        with _Rows(subject) as kept:
+        with _rows_read(subject) as kept:
             found = subject.residuals(ids)
         for place, i in enumerate(batch):
             at = [c.position for c in task.documents[i].candidates]
@@ -249,32 +252,18 @@ def capture(
     return together, {layer: np.concatenate([one[i] for i in order]) for layer, one in rows.items()}
 
 
-class _Rows:
-    """While open, keeps the rows that each memory looks up, by layer; other taps go on."""
+@contextmanager
+def _rows_read(subject: Subject) -> Iterator[dict[int, torch.Tensor]]:
+    """While open, keeps the rows that each memory looks up, by layer."""
+    kept: dict[int, torch.Tensor] = {}
 
-    def __init__(self, subject: Subject) -> None:
-        self._memories = subject.memories
-        self._outer = [memory.tap for memory in self._memories]
+    def keeper(layer: int) -> Callable[[str, torch.Tensor], None]:
+        return lambda name, tensor: kept.update({layer: tensor} if name == "rows" else {})
 
-    def __enter__(self) -> dict[int, torch.Tensor]:
-        kept: dict[int, torch.Tensor] = {}
-        for memory, outer in zip(self._memories, self._outer, strict=True):
-            memory.tap = _keeping(kept, memory.layer_id, outer)
-        return kept
-
-    def __exit__(self, *_exception) -> None:
-        for memory, outer in zip(self._memories, self._outer, strict=True):
-            memory.tap = outer
-
-
-def _keeping(kept: dict[int, torch.Tensor], layer: int, outer: Callable | None) -> Callable:
-    def tap(name: str, tensor: torch.Tensor) -> torch.Tensor:
-        tensor = tensor if outer is None else outer(name, tensor)
-        if name == "rows":
-            kept[layer] = tensor
-        return tensor
-
-    return tap
+    with ExitStack() as stack:
+        for memory in subject.memories:
+            stack.enter_context(heard(memory, keeper(memory.layer_id)))
+        yield kept
 
 
 def compressed_suffixes(task: Task, tokenizer) -> np.ndarray:

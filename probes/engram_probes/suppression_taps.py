@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from engram_probes.capture import Subject, Tap, tapped
+from engram_probes.capture import Subject, Tap, heard, tapped
 from engram_probes.suppression_parts import Part
 
 CHANGED = {"zero": "out", "gate_zero": "out", "gate_one": "gate"}  # else the rows
@@ -145,15 +145,10 @@ def _count(stack: ExitStack, memory: nn.Module, special: Tensor, counts: np.ndar
         usual[:, 0] = False
         seen["usual"] = usual
 
-    def wrap(outer: Tap | None) -> Tap:
-        def tap(name: str, tensor: Tensor) -> Tensor:
-            tensor = tensor if outer is None else outer(name, tensor)
-            if name == "slots":
-                read = tensor[seen["usual"]].flatten().cpu().numpy()
-                np.add(counts, np.bincount(read, minlength=len(counts)), out=counts)
-            return tensor
-
-        return tap
+    def count(name: str, tensor: Tensor) -> None:
+        if name == "slots":
+            read = tensor[seen["usual"]].flatten().cpu().numpy()
+            np.add(counts, np.bincount(read, minlength=len(counts)), out=counts)
 
     stack.callback(memory.register_forward_pre_hook(before, with_kwargs=True).remove)
-    stack.enter_context(tapped(memory, wrap))
+    stack.enter_context(heard(memory, count))

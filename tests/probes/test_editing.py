@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+import engram_model as em
 import engram_probes as ep
 from engram_model.errors import CheckpointError, UsageError
 from engram_model.row_patch import RowPatch, memories_of
@@ -110,6 +111,15 @@ def test_closed_form_reaches_a_goal_nearby(engram, tokenizer):
     if len(tokenizer(ANSWER, add_special_tokens=False)["input_ids"]) == 1:
         assert np.exp(result.log_prob_after[0]) == pytest.approx(goal, rel=0.01)
     assert result.steps == 1 and result.log_prob_after[0] > result.log_prob_before[0]
+
+
+def test_through_a_bridge_as_from_the_model(engram, tokenizer, texts):
+    """A bridge sets its own tap in every pass; its hooks stay live."""
+    words = (tokenizer, PROMPT, ANSWER)
+    plain, _ = editing.edit(engram, *words, steps=3, texts=texts[:3])
+    bridged, _ = editing.edit(em.hooked(engram, tokenizer), *words, steps=3, texts=texts[:3])
+    np.testing.assert_allclose(bridged.log_prob_after, plain.log_prob_after, atol=1e-4)
+    np.testing.assert_array_equal(bridged.touched, plain.touched)
 
 
 def test_place_of_an_edit(engram, tokenizer):

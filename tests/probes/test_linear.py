@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+import engram_model as em
 import engram_probes as ep
 from engram_model.errors import CorpusError, UsageError
 from engram_probes.capture import Subject
@@ -382,3 +383,12 @@ def test_wrong_use(engram, tokenizer, people, linear, make_model):
         linear.figure("loss")
     with pytest.raises(UsageError, match="nothing was read of 'gpt'"):
         linear.difference("gpt")
+
+
+def test_through_a_bridge_as_from_the_model(engram, tokenizer, labelled):
+    """A bridge sets its own tap in every pass."""
+    options = dict(positions=40, folds=2, depths=(1,))
+    plain = ep.linear.probe(engram, tokenizer, labelled, **options)
+    bridged = ep.linear.probe(em.hooked(engram, tokenizer), tokenizer, labelled, **options)
+    assert bridged.sources == plain.sources
+    np.testing.assert_allclose(bridged.values, plain.values, atol=1e-3)
