@@ -31,7 +31,13 @@ def mean_interval(values: np.ndarray, groups: list[str], seed: int) -> tuple[flo
     _, places = np.unique(groups, return_inverse=True)
     size = int(places.max()) + 1
     if (values == 0).all():
-        return 0.0, 1 - 0.025 ** (1 / size)
+        return 0.0, unseen_share(size)
     if (values == 1).all():
-        return 0.025 ** (1 / size), 1.0
+        return 1 - unseen_share(size), 1.0
     return ratio_interval(np.bincount(places, values), np.bincount(places), seed)
+
+
+def unseen_share(size: int) -> float:
+    """The largest share that something may have which none of `size` draws shows: the upper end of
+    the exact binomial 95% interval."""
+    return 1 - 0.025 ** (1 / size)

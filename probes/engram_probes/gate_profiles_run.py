@@ -4,19 +4,18 @@ A state has the same size whatever is read, and two states of one model add up t
 texts. Document n belongs to block n modulo `BLOCKS`.
 """
 
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from engram_model.errors import CorpusError, UsageError
-from engram_probes.bootstrap import DRAWS, LEVEL, divide, draw_counts
+from engram_probes.bootstrap import divide, interval
 from engram_probes.capture import MemoryTrace, Subject
 from engram_probes.gate_profiles import CONTROLS, LABELS, MEASURES, GateProfile
 from engram_probes.positions import ENTITY_KINDS, last_tokens
 from engram_probes.provenance import provenance
-from engram_probes.strata import BANDS, MECHANISMS, frequency_bands
+from engram_probes.strata import BANDS, MECHANISMS, frequency_bands, mechanism_names
 from engram_probes.text import Documents
 
 BLOCKS = 200
@@ -168,10 +167,7 @@ def _describe(tokenizer, document: dict, offsets, ids: list[int], surprisal) -> 
             roles[label, end + 1] = ROLES.index("end")
             if LABELS[label] == "entity":
                 tiers[end + 1] = span.get("tier")
-    mechanisms: list[str | None] = [
-        "outside" if owner is None else spans[owner].get("mechanism") or "none" for owner in owners
-    ]
-    mechanisms[0] = None  # <bos>
+    mechanisms = [None, *mechanism_names(spans, owners[1:])]  # <bos> has none
     groups = [
         *(np.array(mechanisms, dtype=object) == name for name in MECHANISMS),
         *(np.array(tiers, dtype=object) == tier for tier in TIERS),
@@ -194,19 +190,23 @@ def statistics(run: GateRun, settings: dict[str, Any], seed: int) -> GateProfile
     """The result. Blocks without documents are left out."""
     state, subject = run.state, run.subject
     blocks = min(BLOCKS, run.documents.read)
-    draws = np.stack(list(draw_counts(blocks, seed, DRAWS))) if blocks > 1 else None
-    auc = _auc(state.counts[:blocks].sum(0))
-    low, high = _interval(draws, state.counts[:blocks], _auc, auc)
+    counts = state.counts[:blocks].astype(np.float32)  # exact below 2^24, and products are fast
+
+    def auc_of(weights: np.ndarray) -> np.ndarray:
+        return _auc(np.tensordot(weights.astype(np.float32), counts, 1))
+
+    once = np.ones(blocks, dtype=np.int64)
+    low, high = interval(auc_of, blocks, seed)
     sums, tokens = state.sums[:blocks], state.tokens[:blocks]
     parts = np.concatenate([sums.reshape(blocks, len(GROUPS), -1), tokens[:, :, None]], -1)
     shape = sums.shape[1:]
 
-    def means(total: np.ndarray) -> np.ndarray:
-        found = divide(total[..., :-1], total[..., -1:]).reshape(*total.shape[:-2], *shape)
-        return np.stack([found[..., 0, :, :], np.exp(found[..., 1, :, :])], -3)
+    def means_of(weights: np.ndarray) -> np.ndarray:
+        total = np.tensordot(weights, parts, 1)
+        gates, logs = divide(total[:, :-1], total[:, -1:]).reshape(shape).swapaxes(0, 1)
+        return np.stack([gates, np.exp(logs)], 1)
 
-    mean = means(parts.sum(0))
-    group_low, group_high = _interval(draws, parts, means, mean)
+    group_low, group_high = interval(means_of, blocks, seed)
     return GateProfile(
         provenance=provenance(
             [subject.model], run.tokenizer, run.documents.description(), settings, seed
@@ -218,11 +218,11 @@ def statistics(run: GateRun, settings: dict[str, Any], seed: int) -> GateProfile
         groups=GROUPS,
         documents=run.documents.read,
         tokens=int(state.totals[:, 0, 0, 0].sum()),
-        auc=auc,
+        auc=auc_of(once),
         low=low,
         high=high,
         positives=state.counts[:, :, 0, :, 0, 0, 0].sum((0, 2, 3), dtype=np.int64),
-        group_mean=mean,
+        group_mean=means_of(once),
         group_low=group_low,
         group_high=group_high,
         group_tokens=tokens.sum(0),
@@ -230,30 +230,6 @@ def statistics(run: GateRun, settings: dict[str, Any], seed: int) -> GateProfile
         histogram=state.totals.sum(0),
         edges=EDGES,
     )
-
-
-def _interval(draws, blocks: np.ndarray, statistic: Callable, estimate: np.ndarray):
-    """95% percentile interval of a statistic of sums over blocks; NaN for a single block."""
-    if draws is None:
-        return np.full_like(estimate, np.nan), np.full_like(estimate, np.nan)
-    flat = blocks.reshape(len(blocks), -1).astype(np.float32)
-    drawn = np.concatenate(
-        [
-            statistic((part.astype(np.float32) @ flat).reshape(len(part), *blocks.shape[1:]))
-            for part in np.array_split(draws, 20)
-        ]
-    )
-    tail = 100 * (1 - LEVEL) / 2
-    low, high = _percentiles(drawn, (tail, 100 - tail))
-    return low, high
-
-
-def _percentiles(drawn: np.ndarray, levels: tuple[float, float]) -> Iterator[np.ndarray]:
-    import warnings
-
-    with warnings.catch_warnings():  # where every draw is NaN, so is the interval
-        warnings.simplefilter("ignore", RuntimeWarning)
-        yield from np.nanpercentile(drawn, levels, axis=0)
 
 
 def _auc(counts: np.ndarray) -> np.ndarray:

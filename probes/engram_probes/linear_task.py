@@ -12,7 +12,7 @@ import numpy as np
 
 from engram_model.errors import CorpusError, UsageError
 from engram_probes.capture import with_bos
-from engram_probes.positions import ENTITY_KINDS
+from engram_probes.positions import ENTITY_KINDS, last_tokens
 from engram_probes.text import Documents
 
 At = Literal["next", "entity"]
@@ -176,15 +176,11 @@ def _next_tokens(spans: list[dict], offsets: list[tuple[int, int]]) -> list[tupl
 
 def _first_mentions(spans: list[dict], offsets: list[tuple[int, int]]) -> list[tuple[int, dict]]:
     """The last token of the first mention of each entity: before it nothing was said of it."""
-    last = {}  # character -> last token that covers it
-    for token, (start, end) in enumerate(offsets):
-        last.update(dict.fromkeys(range(start, end), token))
     first: dict[Any, tuple[int, dict]] = {}
-    for span in spans:
-        entity = span.get("entity_id")
-        end = span["end"] - 1
-        if span.get("kind") in ENTITY_KINDS and end in last:
-            first.setdefault(entity if entity is not None else end, (last[end], span))
+    for span, token in zip(spans, last_tokens(spans, offsets), strict=True):
+        if span.get("kind") in ENTITY_KINDS and token is not None:
+            entity = span.get("entity_id")
+            first.setdefault(span["end"] if entity is None else entity, (token, span))
     return list(first.values())
 
 

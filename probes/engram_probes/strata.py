@@ -70,5 +70,9 @@ def _mechanisms(document: dict[str, Any], tokenizer) -> np.ndarray:
         )
     encoded = tokenizer(document["text"], add_special_tokens=False, return_offsets_mapping=True)
     owners = token_spans(spans, encoded["offset_mapping"])
-    names = ["outside" if o is None else spans[o].get("mechanism") or "none" for o in owners]
-    return np.array([MECHANISMS.index(name) for name in names], dtype=int)
+    return np.array([MECHANISMS.index(name) for name in mechanism_names(spans, owners)], dtype=int)
+
+
+def mechanism_names(spans: list[dict[str, Any]], owners: list[int | None]) -> list[str]:
+    """One of `MECHANISMS` for each token, given the span that it belongs to."""
+    return ["outside" if o is None else spans[o].get("mechanism") or "none" for o in owners]

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from engram_model.intervals import mean_interval
+from engram_model.intervals import mean_interval, unseen_share
 from engram_model.tasks import Item
 from engram_probes.bootstrap import divide, interval
 from engram_probes.suppression import AFTER, BEFORE
@@ -65,7 +65,7 @@ def _task(items: list[Item], credit: np.ndarray, log_prob: np.ndarray, seed: int
     lowest, highest = interval(statistic, entities, seed)
     if not reason and (credit[BEFORE] == credit[AFTER]).all():
         some = bool((log_prob[BEFORE] != log_prob[AFTER]).any())
-        spread = _unseen(entities) / (credit[BEFORE] - chance).mean() if some else 0.0
+        spread = unseen_share(entities) / (credit[BEFORE] - chance).mean() if some else 0.0
         lowest[0, 0] = 1 - spread
         highest[0, 0] = 1 + spread * (credit[BEFORE] < 1).any()
     return {
@@ -92,11 +92,6 @@ def _task(items: list[Item], credit: np.ndarray, log_prob: np.ndarray, seed: int
 def _by_entity(values: np.ndarray, owner: np.ndarray) -> np.ndarray:
     """[runs, items] -> sums [runs, entities]."""
     return np.stack([np.bincount(owner, run) for run in values])
-
-
-def _unseen(entities: int) -> float:
-    """Share of entities that may differ where none of those drawn does: the exact 95% bound."""
-    return 1 - 0.025 ** (1 / entities)
 
 
 def _reason(accuracy: float, low: float, high: float, chance: float, entities: int) -> str:
