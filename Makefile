@@ -33,4 +33,4 @@ clean:
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
 
 notebook: setup
-	$(BIN)/jupyter-execute --inplace docs/first_look.ipynb
+	PYTHONWARNINGS='ignore:IProgress not found' $(BIN)/jupyter-execute --inplace docs/first_look.ipynb
