@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Any
 
 from engram_model import world
 from engram_model.errors import CorpusError, UsageError
+from engram_model.files import file_sha256
 from engram_model.textfiles import read_lines, read_text
 
 if TYPE_CHECKING:
@@ -312,9 +313,8 @@ def _line(error: BaseException) -> str:
 def _describe_files(part: Part) -> dict[str, Any]:
     files = []
     for path in _paths(part):
-        with open(path, "rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
-        files.append({"name": Path(path).name, "bytes": os.path.getsize(path), "sha256": digest})
+        size, digest = os.path.getsize(path), file_sha256(path)
+        files.append({"name": Path(path).name, "bytes": size, "sha256": digest})
     return {"field": part.field, "files": files, "documents": None}
 
 

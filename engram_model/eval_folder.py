@@ -4,7 +4,6 @@ metrics.json.
 A folder without metrics.json was broken off; every file but the log is whole or not there.
 """
 
-import hashlib
 import json
 import platform
 from collections.abc import Iterable
@@ -14,7 +13,7 @@ from typing import Any
 
 from engram_model.errors import CheckpointError, UsageError
 from engram_model.evaluate import ScoredDocument
-from engram_model.files import installed, write_whole
+from engram_model.files import file_sha256, installed, write_whole
 from engram_model.span_scores import FIELDS, span_sums
 from engram_model.tasks import Answer
 
@@ -122,11 +121,7 @@ def to_record(answer: Answer) -> dict[str, Any]:
 
 def weights_sha256(checkpoint: str | Path) -> dict[str, str]:
     """SHA-256 of each weight file of a checkpoint."""
-    digests = {}
-    for path in sorted(Path(checkpoint).glob("*.safetensors")):
-        with path.open("rb") as file:
-            digests[path.name] = hashlib.file_digest(file, "sha256").hexdigest()
-    return digests
+    return {path.name: file_sha256(path) for path in sorted(Path(checkpoint).glob("*.safetensors"))}
 
 
 def _now() -> str:

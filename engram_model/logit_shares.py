@@ -133,8 +133,7 @@ def _memory(
     memory = cache.model.blocks[layer].engram.original_component
     rows = cache[f"{hook}rows"][0, 0].double()
     opened = weights * cache[f"{hook}gate"][0, 0].double()  # one gate may serve all streams
-    value_weight = memory.wkv.weight[-read.shape[0] :].detach().double()
-    readers = (read @ value_weight).unflatten(0, rows.shape)
+    readers = torch.einsum("d,dcw->cw", read, memory.value_weight.double())
     heads = memory.config.engram_n_heads
     for column, share in enumerate((rows * readers).sum(-1)):
         yield f"order{2 + column // heads}_head{column % heads}", share * opened

@@ -277,6 +277,14 @@ class EngramMemory(nn.Module):
         if low < -1 or high >= (size or 0):
             raise UsageError(f"{what} from {low} to {high} are outside the vocabulary of {size}")
 
+    @property
+    def value_weight(self) -> Tensor:
+        """[d, columns, width]: the value is the sum over columns (order, head) of this times the
+        row looked up there, and the bias."""
+        config = self.config
+        weight = self.wkv.weight[-config.hidden_size :]
+        return weight.unflatten(1, (config.engram_columns, config.engram_head_dim))
+
     def _project(self, rows: Tensor, shape: torch.Size) -> tuple[Tensor, Tensor]:
         keys_value = self.wkv(rows.flatten(-2)).unflatten(-1, (shape[-2] + 1, shape[-1]))
         return keys_value[..., :-1, :], keys_value[..., -1, :]

@@ -1,6 +1,5 @@
 """Edited rows of memories: put into a model, taken out again, kept as a small safetensors file."""
 
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -94,25 +93,22 @@ class RowPatch:
     @classmethod
     def load(cls, file: str | Path) -> "RowPatch":
         """Raises CheckpointError: no patch there, or a damaged one."""
-        from safetensors.numpy import load
+        from safetensors import SafetensorError, safe_open
 
+        parts: dict[str, dict[int, np.ndarray]] = {"slots": {}, "before": {}, "after": {}}
         try:
-            content = Path(file).read_bytes()
-            size = int.from_bytes(content[:8], "little")
-            header = json.loads(content[8 : 8 + size])
-            if header.get("__metadata__", {}).get("format") != FORMAT:
-                raise CheckpointError(f"{file} is no patch of rows")
-            parts: dict[str, dict[int, np.ndarray]] = {"slots": {}, "before": {}, "after": {}}
-            for key, tensor in load(content).items():
-                layer, name = key.split(".")
-                parts[name][int(layer)] = tensor
+            with safe_open(file, framework="numpy") as opened:
+                if (opened.metadata() or {}).get("format") != FORMAT:
+                    raise CheckpointError(f"{file} is no patch of rows")
+                keys = opened.keys()  # the file itself is no iterable
+                for key in keys:
+                    layer, name = key.split(".")
+                    parts[name][int(layer)] = opened.get_tensor(key)
             patch = cls(**parts)
             patch._check()
-            return patch
-        except CheckpointError:
-            raise
-        except Exception as error:  # safetensors has errors of its own
+        except (OSError, ValueError, KeyError, SafetensorError) as error:
             raise CheckpointError(f"{file} cannot be read as a patch of rows: {error}") from None
+        return patch
 
     def _check(self) -> None:
         for layer, slots in self.slots.items():

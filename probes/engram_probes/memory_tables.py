@@ -73,11 +73,8 @@ class ModelTables:
         """
         import torch
 
-        weight = self._memories[layer_id].wkv.weight
-        d, columns = self.subject.model.config.hidden_size, rows.shape[1]
-        block = weight[-d:].detach().float().unflatten(-1, (columns, -1))  # [d, C, width]
-        rows_there = torch.as_tensor(rows, device=weight.device)
-        return torch.einsum("pcw,dcw->pcd", rows_there, block)
+        weight = self._memories[layer_id].value_weight.detach().float()
+        return torch.einsum("pcw,dcw->pcd", torch.as_tensor(rows, device=weight.device), weight)
 
     def read(self, shares, most: int) -> tuple[np.ndarray, np.ndarray]:
         """Final norm and unembedding on value shares [p, C, d].

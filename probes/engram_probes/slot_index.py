@@ -13,9 +13,7 @@ Built once (`build_index`), kept as memory-mapped arrays, opened in a moment (`o
 An n-gram counts where its last token is ordinary: not special and not position 0.
 """
 
-import hashlib
 import json
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +22,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from engram_model.errors import CheckpointError, UsageError
-from engram_model.files import write_whole
+from engram_model.files import becoming, file_sha256, write_whole
 from engram_probes.memory_tables import tables_of
 from engram_probes.ngram_counts import (
     Progress,
@@ -241,7 +239,7 @@ def open_index(path: str | Path) -> SlotIndex:
     document = _read_json(folder)
     try:
         for name, expected in document["sha256"].items():
-            if _sha256(folder / name) != expected:
+            if file_sha256(folder / name) != expected:
                 raise CheckpointError(
                     f"{folder / name} is damaged: its checksum is not the one in "
                     f"{JSON_FILE}; build the index anew"
@@ -356,20 +354,10 @@ def _row_map(hasher, ngrams: dict, counts: dict, layer: int) -> RowMap:
 
 def _write_array(file: Path, array: np.ndarray) -> str:
     """Write an .npy file whole and give its checksum."""
-    temporary = file.with_name(f".{file.name}.{os.getpid()}")
-    try:
+    with becoming(file) as temporary:
         with temporary.open("wb") as stream:
             np.save(stream, np.ascontiguousarray(array), allow_pickle=False)
-        digest = _sha256(temporary)
-        os.replace(temporary, file)
-    finally:
-        temporary.unlink(missing_ok=True)
-    return digest
-
-
-def _sha256(file: Path) -> str:
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
+        return file_sha256(temporary)
 
 
 def _read_json(folder: Path) -> dict[str, Any]:

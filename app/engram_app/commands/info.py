@@ -47,6 +47,7 @@ def describe(path: Path) -> dict[str, Any]:
     from engram_model.checkpoint import check_weights, read_config
     from engram_model.config import EngramConfig
     from engram_model.errors import CheckpointError
+    from engram_model.files import file_sha256
     from engram_model.modeling import EngramForCausalLM
 
     files = check_weights(path)
@@ -67,7 +68,7 @@ def describe(path: Path) -> dict[str, Any]:
             "compressed": config.engram_compressed_vocab_size,
             "sha256": config.tokenizer_sha256,
         },
-        "sha256": {file.name: _sha256(file) for file in files},
+        "sha256": {file.name: file_sha256(file) for file in files},
         "evaluation": evaluation(path),
     }
 
@@ -116,13 +117,6 @@ def evaluation(path: Path) -> dict[str, dict[str, dict[str, float]]]:
     except (OSError, ValueError, KeyError, TypeError):
         return {}
     return {data: sources for data, sources in evaluations if data}
-
-
-def _sha256(file: Path) -> str:
-    import hashlib
-
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def _cell(value: Any) -> str:

@@ -11,6 +11,7 @@ from engram_probes.figures.style import (
     float32,
     heatmap_height,
     layer_axis,
+    peak,
     token_axis,
 )
 from engram_probes.gates import NEUTRAL_GATE, GateMap, What
@@ -80,8 +81,7 @@ def _where(layer: int | None, stream: int | None) -> str:
 def _alt(
     result: GateMap, title: str, values: np.ndarray, rows: tuple[int, ...], axis_title: str
 ) -> str:
-    shown = np.where(result.special | ~np.isfinite(values), -np.inf, values)
-    row, position = np.unravel_index(np.argmax(shown), shown.shape)
+    row, position = peak(values, result.special)
     return (
         f"Heatmap of {len(rows)} {axis_title}s by {len(result.tokens)} tokens. {title}. Highest at "
         f"token {result.tokens[position]} (position {position}), {axis_title} {rows[row]}: "

@@ -12,6 +12,7 @@ from engram_probes.figures.style import (
     float32,
     heatmap_height,
     layer_axis,
+    peak,
     token_axis,
 )
 from engram_probes.row_use import RowLoad
@@ -86,8 +87,7 @@ def _labels(result: SlotTrace, layer: int) -> np.ndarray:
 
 
 def _alt(result: SlotTrace, title: str, values: np.ndarray, names: list[str]) -> str:
-    shown = np.where(result.special | ~np.isfinite(values), -np.inf, values)
-    row, position = np.unravel_index(np.argmax(shown), shown.shape)
+    row, position = peak(values, result.special)
     return (
         f"Heatmap of {len(names)} orders and heads by {len(result.tokens)} tokens. {title}. Highest"
         f" at token {result.tokens[position]} (position {position}), {names[row]}: "

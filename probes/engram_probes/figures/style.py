@@ -34,6 +34,13 @@ def heatmap_height(rows: int) -> int:
     return int(np.clip(180 + ROW * rows, 260, 900))
 
 
+def peak(values: np.ndarray, special: np.ndarray) -> tuple[int, int]:
+    """Row and position of the largest value [rows, p] at an ordinary token."""
+    shown = np.where(special | ~np.isfinite(values), -np.inf, values)
+    row, position = np.unravel_index(np.argmax(shown), shown.shape)
+    return int(row), int(position)
+
+
 def float32(values: np.ndarray) -> np.ndarray:
     """What plotly is given: small, and exact enough for a picture."""
     return np.asarray(values, dtype=np.float32)
