@@ -41,7 +41,9 @@ def auc_figure(result: GateProfile, measure: str) -> go.Figure:
     figure.update_yaxes(title={"text": "AUC (0.5 is chance)"})
     title = f"Does the {SAID[measure]} tell where a pattern ends?"
     alt = f"Points with 95% intervals of the AUC by layer and stream. {'; '.join(said)}."
-    return finish(figure, title, alt)
+    figure = finish(figure, title, alt, 480)
+    legend = {"y": -0.18, "yanchor": "top", "x": 0, "xanchor": "left"}  # above, it hides the title
+    return figure.update_layout(legend=legend, margin={"b": 130})
 
 
 def groups_figure(result: GateProfile, measure: str) -> go.Figure:
