@@ -156,10 +156,10 @@ def _tokenizer(path: str | None, data: str, preset: str, out: Path):
 
     own = out / "tokenizer.json"
     if path is None and not own.exists():
-        from engram_model.bpe import train_default_bpe
+        from engram_model.bpe import save_tokenizer, train_default_bpe
 
         tokenizer = train_default_bpe(data, preset_config(preset).vocab_size)
-        tokenizer.save_pretrained(out)
+        save_tokenizer(tokenizer, out)
         return tokenizer
     folder = Path(path) if path is not None else out
     if not (folder / "tokenizer.json").exists():
@@ -293,6 +293,8 @@ def _write(trainer, tokenizer, out: Path, described: dict) -> None:
     import torch
     from torch import nn
 
+    from engram_model.bpe import save_tokenizer
+
     model = trainer.accelerator.unwrap_model(trainer.model)
     tied = {"lm_head.weight"} if model.config.tie_word_embeddings else set()
     weights = {
@@ -301,7 +303,7 @@ def _write(trainer, tokenizer, out: Path, described: dict) -> None:
         if name not in tied
     }
     model.save_pretrained(out, state_dict=weights, max_shard_size="14MB")
-    tokenizer.save_pretrained(out)
+    save_tokenizer(tokenizer, out)
     log = {
         **described,
         "step": trainer.state.global_step,
