@@ -238,3 +238,14 @@ def test_findings_state_the_saved_suppression():
         row = frame.loc[task]
         assert [f"{row['before']:.3f}", f"{row['after']:.3f}"] == [before, after]
         assert f"{100 * row['retained']:.0f}".replace("-0", "0") == kept.replace("−", "-")
+
+
+PAGES = sorted(
+    [ROOT / "README.md", *(ROOT / "docs").glob("*.md"), *(ROOT / "docs/probes").glob("*.md")]
+)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_links_lead_somewhere(page):
+    targets = re.findall(r"\]\((?!https?://)([^)#\s]+)[^)]*\)", page.read_text())
+    assert [target for target in targets if not (page.parent / target).exists()] == []

@@ -49,8 +49,3 @@ def test_python():
     names: dict = {}
     exec(compile(code, "README.md", "exec"), names)
     assert "1_engram_out" in names["labels"]
-
-
-def test_links_lead_somewhere():
-    targets = re.findall(r"\]\((?!https?://)([^)#]+)\)", README)
-    assert targets and [target for target in targets if not (ROOT / target).exists()] == []
