@@ -120,8 +120,9 @@ def to_record(answer: Answer) -> dict[str, Any]:
 
 
 def weights_sha256(checkpoint: str | Path) -> dict[str, str]:
-    """SHA-256 of each weight file of a checkpoint."""
-    return {path.name: file_sha256(path) for path in sorted(Path(checkpoint).glob("*.safetensors"))}
+    """SHA-256 of each weight file of a checkpoint; a tuned lens beside them is none."""
+    files = sorted(Path(checkpoint).glob("model*.safetensors"))
+    return {path.name: file_sha256(path) for path in files}
 
 
 def _now() -> str:

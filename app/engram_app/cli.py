@@ -19,6 +19,7 @@ from engram_app.commands import (
     probe,
     report,
     train,
+    tune_lens,
     world,
 )
 from engram_model.errors import EngramError
@@ -38,6 +39,7 @@ app.command()(report.report)
 app.add_typer(probe.app, name="probe")
 app.command()(train.train)
 app.command()(train.tokenize)
+app.command()(tune_lens.tune_lens)
 app.command(name="eval")(evaluate.evaluate)
 app.command()(compare.compare)
 app.command()(card.card)

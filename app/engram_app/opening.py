@@ -76,6 +76,43 @@ def open_documents(spec: str, most: int) -> list[dict]:
     return list(islice(iter_documents(spec), most))
 
 
+def sample_documents(spec: str, most: int, seed: int) -> list[dict]:
+    """At most `most` documents drawn from the whole of a corpus, in random order.
+
+    Raises:
+        CorpusError: it cannot be read, is empty or damaged.
+    """
+    from random import Random
+
+    from engram_model.corpora import iter_documents
+
+    random, drawn = Random(seed), []
+    for read, document in enumerate(iter_documents(spec)):  # a reservoir: each is as likely
+        place = read if read < most else random.randrange(read + 1)
+        if place < most:
+            drawn[place : place + 1] = [document]
+    random.shuffle(drawn)
+    return drawn
+
+
+def check_writable(folder: Path) -> Path:
+    """See before a long run that files can be written into a folder, made if need be.
+
+    Raises:
+        UsageError: they cannot.
+    """
+    from tempfile import TemporaryFile
+
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        TemporaryFile(dir=folder).close()
+    except OSError as error:
+        raise UsageError(
+            f"{folder} cannot be written to ({error.strerror}); give another folder with --out"
+        ) from None
+    return folder
+
+
 def check_out(out: Path, marker: str) -> None:
     """See before a long run that the folder can be written to and that nothing else is lost.
 

@@ -10,6 +10,7 @@ _HOME = {
     "RowLoad": "row_use",
     "SlotTrace": "slots",
     "Suppression": "suppression",
+    "TunedLens": "tuned_lens",
     "attribute": "attribution",
     "cka": "alignment",
     "gate_map": "gates",
@@ -20,6 +21,7 @@ _HOME = {
     "logit_lens": "lens",
     "row_load": "row_use",
     "suppress": "suppression",
+    "tune_lens": "tuned_lens",
 }
 _SUBMODULES = ("editing", "linear")
 __all__ = [*_HOME, *_SUBMODULES]

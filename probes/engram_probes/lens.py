@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from engram_probes.lens_difference import LensDifference
     from engram_probes.lens_run import LensRun
     from engram_probes.strata import Strata
+    from engram_probes.tuned_lens import TunedLens
 
 # What is measured at every depth, its unit, and how it is named in figures.
 METRICS = {
@@ -52,6 +53,7 @@ class LogitLens(Result):
         model: name of the model.
         cut: documents longer than the context, of which only the beginning was read.
         max_difference: largest difference between the last depth's logits and the model's.
+        translators: checksum of the tuned lens it was read through; None: the plain lens.
         mean: [K, D].
         low, high: 95% interval by bootstrap over documents, [K, D]; NaN for one document.
         document_sums: sum over tokens, [n, K, D]; add those of two runs to merge them.
@@ -102,6 +104,7 @@ class LogitLens(Result):
     high: np.ndarray
     document_sums: np.ndarray
     document_counts: np.ndarray
+    translators: str | None = None
     by: str | None = None
     strata: tuple[str, ...] = ()
     stratum_mean: np.ndarray | None = None
@@ -126,6 +129,11 @@ class LogitLens(Result):
     def depths(self) -> int:
         """Number of depths: blocks + 1."""
         return self.mean.shape[1]
+
+    @property
+    def lens(self) -> str:
+        """Which lens it was read through: "tuned" or "plain"."""
+        return "plain" if self.translators is None else "tuned"
 
     @property
     def documents(self) -> int:
@@ -169,6 +177,7 @@ class LogitLens(Result):
     def facts(self) -> dict:
         return {
             "model": self.model,
+            "lens": self.lens,
             "depths": self.depths,
             "documents": self.documents,
             "tokens": self.positions,
@@ -181,8 +190,9 @@ class LogitLens(Result):
         half = int(np.argmax(kl <= kl[0] / 2))
         blocks = "block" if half == 1 else "blocks"
         documents = "document" if self.documents == 1 else "documents"
+        under = "The" if self.translators is None else "Under the tuned lens the"
         return (
-            f"The top token of {self.model} is settled after {settled:.1f} of {self.depths - 1} "
+            f"{under} top token of {self.model} is settled after {settled:.1f} of {self.depths - 1} "
             f"blocks on average; KL(final || layer) falls from {kl[0]:.2f} nats at the embedding "
             f"to half of that after {half} {blocks}, over {self.positions:,} tokens of "
             f"{self.documents:,} {documents}."
@@ -314,6 +324,7 @@ def logit_lens(
     max_tokens: int | None = None,
     chunk_tokens: int | None = None,
     by: str | None = None,
+    translators: "TunedLens | None" = None,
     seed: int = 0,
     progress: Callable[[int, int | None], None] | None = None,
 ) -> LogitLens:
@@ -332,6 +343,8 @@ def logit_lens(
         chunk_tokens: tokens whose logits are held at a time; changes memory, not results.
         by: give curves apart for tokens by `mechanism` of the span that the next token belongs to
             (of a corpus with spans), by `frequency` of the next token, or by `position`.
+        translators: the model's tuned lens, whose translator is applied at each depth but the
+            last before the final norm; None: the plain lens.
         seed: of the intervals.
         progress: called with (documents done, documents in all or None).
 
@@ -339,8 +352,8 @@ def logit_lens(
         A `LogitLens`.
 
     Raises:
-        UsageError: an empty text, a single text longer than the context, k out of range, or no such
-            strata.
+        UsageError: an empty text, a single text longer than the context, k out of range, no such
+            strata, or translators of another model.
         CorpusError: no text.
         EngramError: the model's head does more than norm and unembedding.
     """
@@ -353,12 +366,16 @@ def logit_lens(
     if not 1 <= topk <= subject.model.config.vocab_size:
         raise UsageError(f"topk {topk}: use 1 to {subject.model.config.vocab_size}")
     strata = Strata.named(by) if by is not None else None
+    translate, checksum = None, None
+    if translators is not None:
+        translators.check(subject.model)
+        translate, checksum = translators.module(subject.model.device), translators.sha256
     run = read_documents(
-        subject, tokenizer, documents, topk, max_tokens, chunk_tokens, strata, progress
+        subject, tokenizer, documents, topk, max_tokens, chunk_tokens, strata, progress, translate
     )
     counts = run.counts[..., None]
     low, high = ratio_interval(run.sums, counts, seed)
-    settings = {"topk": topk, "max_tokens": max_tokens, "by": by}
+    settings = {"topk": topk, "max_tokens": max_tokens, "by": by, "translators": checksum}
     return LogitLens(
         provenance=provenance([subject.model], tokenizer, documents.description(), settings, seed),
         model=subject.name,
@@ -367,6 +384,7 @@ def logit_lens(
         memory_layers=subject.memory_layers,
         cut=run.cut,
         max_difference=run.max_difference,
+        translators=checksum,
         mean=divide(run.sums.sum(0), counts.sum(0)),
         low=low,
         high=high,

@@ -1,5 +1,6 @@
 """Two lenses on the same texts: how much sooner one model predicts what it ends up predicting."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
@@ -21,9 +22,10 @@ class LensDifference(Result):
     """`model` less `other` at every depth, on the same documents.
 
     Attributes:
-        model, other: names.
+        model, other: names; of a plain and a tuned lens with which it is.
         metrics: names of the K metrics.
         documents, tokens: how much text the means are over.
+        translators: checksums of the tuned lenses of both; None: a plain lens.
         means: of `model` and of `other`, [2, K, D].
         means_low, means_high: 95% interval of each, [2, K, D].
         difference, low, high: `model` less `other` with its interval, documents drawn together
@@ -66,6 +68,12 @@ class LensDifference(Result):
     depth_shift: np.ndarray
     shift_low: np.ndarray
     shift_high: np.ndarray
+    translators: tuple[str | None, str | None] = (None, None)
+
+    @property
+    def tuned(self) -> bool:
+        """Whether both were read through a tuned lens."""
+        return None not in self.translators
 
     def facts(self) -> dict:
         return {
@@ -79,8 +87,9 @@ class LensDifference(Result):
         estimate, low, high = self.settling
         when = "earlier" if estimate < 0 else "later"
         sure = f" (95% interval {low:+.2f} to {high:+.2f})" if np.isfinite(low) else ""
+        under = "Under the tuned lens the" if self.tuned else "The"
         return (
-            f"The top token of {self.model} is settled {abs(estimate):.2f} blocks {when} than that "
+            f"{under} top token of {self.model} is settled {abs(estimate):.2f} blocks {when} than that "
             f"of {self.other}{sure}, over {self.tokens:,} tokens of {self.documents:,} documents."
         )
 
@@ -132,10 +141,12 @@ def difference(lens: LogitLens, other: LogitLens, seed: int = 0) -> LensDifferen
         return depth_shift(_mean(lens, weights)[kl], _mean(other, weights)[kl])
 
     shift_low, shift_high = interval(shift, lens.documents, seed)
+    names = lens_names([lens, other])
     return LensDifference(
         provenance=_joined(lens.provenance, other.provenance, seed),
-        model=lens.model,
-        other=other.model,
+        model=names[0],
+        other=names[1],
+        translators=(lens.translators, other.translators),
         metrics=lens.metrics,
         memory_layers=lens.memory_layers or other.memory_layers,
         documents=lens.documents,
@@ -151,6 +162,13 @@ def difference(lens: LogitLens, other: LogitLens, seed: int = 0) -> LensDifferen
         shift_low=shift_low,
         shift_high=shift_high,
     )
+
+
+def lens_names(lenses: Sequence[LogitLens]) -> list[str]:
+    """Name of each model; where there are plain and tuned lenses, with which it is."""
+    if len({lens.lens for lens in lenses}) == 1:
+        return [lens.model for lens in lenses]
+    return [f"{lens.model}, {lens.lens}" for lens in lenses]
 
 
 def depth_shift(kl: np.ndarray, other: np.ndarray) -> np.ndarray:

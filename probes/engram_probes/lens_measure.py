@@ -4,6 +4,7 @@ Never more than two chunks of logits are held (the final ones and one depth's): 
 vocabulary does not exist at any time.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,6 +15,7 @@ from engram_model.errors import EngramError
 from engram_probes.capture import Residuals, Subject
 from engram_probes.lens import METRICS, SETTLED
 
+Translate = Callable[[Tensor, int], Tensor]
 CPU_CHUNK, GPU_CHUNK = 2**20, 2**24  # numbers in a chunk of logits; 4 MB stay in a CPU's cache
 NEEDS_NEXT = ("rank", "log_rank", "log_prob")
 TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-8}  # of the largest logit; else:
@@ -42,10 +44,15 @@ def chunk_size(vocabulary: int, device: torch.device) -> int:
 
 
 def measure(
-    subject: Subject, residuals: Residuals, batch: list[list[int]], topk: int, chunk: int
+    subject: Subject,
+    residuals: Residuals,
+    batch: list[list[int]],
+    topk: int,
+    chunk: int,
+    translate: Translate | None = None,
 ) -> list[TokenValues]:
-    """The lens of each document of a batch."""
-    _check_head(subject, residuals)
+    """The lens of each document of a batch; `translate` is given a residual and its depth."""
+    check_head(subject, residuals)
     lengths = [len(ids) for ids in batch]
     row = np.repeat(np.arange(len(batch)), lengths)
     column = np.concatenate([np.arange(length) for length in lengths])
@@ -57,12 +64,14 @@ def measure(
         depths = (depth[row[these], column[these]] for depth in residuals.depths)
         hidden = residuals.last_hidden[row[these], column[these]]
         target = torch.from_numpy(following[these]).to(hidden.device)
+        if translate is not None:
+            depths = (translate(depth, index) for index, depth in enumerate(depths))
         parts.append(_chunk(subject, list(depths), hidden, target, topk))
     return _by_document(parts, lengths)
 
 
 @torch.inference_mode()
-def _check_head(subject: Subject, residuals: Residuals) -> None:
+def check_head(subject: Subject, residuals: Residuals) -> None:
     """The unembedding alone must give the model's logits; some models scale or cap them."""
     ours = subject.head(residuals.last_hidden[:, -1])
     _close(subject, ours.float(), residuals.last_logits.float())

@@ -9,7 +9,7 @@ import numpy as np
 from engram_model.errors import CorpusError
 from engram_probes.capture import Subject, batches, encode
 from engram_probes.lens import METRICS
-from engram_probes.lens_measure import NEEDS_NEXT, TokenValues, chunk_size, measure
+from engram_probes.lens_measure import NEEDS_NEXT, TokenValues, Translate, chunk_size, measure
 from engram_probes.strata import Strata
 from engram_probes.text import Documents, token_texts
 
@@ -32,11 +32,12 @@ def read_documents(
     subject: Subject,
     tokenizer,
     documents: Documents,
-    topk: int,
-    max_tokens: int | None,
-    chunk_tokens: int | None,
-    strata: Strata | None,
-    progress: Callable[[int, int | None], None] | None,
+    topk: int = 1,
+    max_tokens: int | None = None,
+    chunk_tokens: int | None = None,
+    strata: Strata | None = None,
+    progress: Callable[[int, int | None], None] | None = None,
+    translate: Translate | None = None,
 ) -> LensRun:
     """Measure every document; memory grows with their number only."""
     model = subject.model
@@ -47,7 +48,7 @@ def read_documents(
     difference = 0.0
     for batch in batches(reader, lambda one: len(one.ids)):
         texts = [one.ids for one in batch]
-        measured = measure(subject, subject.residuals(texts), texts, topk, chunk)
+        measured = measure(subject, subject.residuals(texts), texts, topk, chunk, translate)
         for one, token in zip(batch, measured, strict=True):
             ids = one.ids
             counted = _counted(subject, tokenizer, ids)

@@ -34,6 +34,7 @@ _CLASSES = {
     "slots": "slots.SlotTrace",
     "row-load": "row_use.RowLoad",
     "linear": "linear.LinearProbe",
+    "tuned-lens": "tuned_lens.TunedLens",
 }
 
 
@@ -46,9 +47,11 @@ class Result:
         kind: name of the kind of result in files.
         axes: of every array field, the names of its axes.
         units: of every number that has one.
+        files: what `save` writes: the JSON document, and the arrays.
     """
 
     kind: ClassVar[str]
+    files: ClassVar[tuple[str, str]] = (JSON_FILE, ARRAYS_FILE)
     axes: ClassVar[dict[str, tuple[str, ...]]]
     units: ClassVar[dict[str, str]]
 
@@ -89,7 +92,7 @@ class Result:
         return replace(self, provenance=replace(self.provenance, **changes))
 
     def save(self, path: str | Path) -> Path:
-        """Write `result.json` and `arrays.safetensors` into the folder `path`, made if need be.
+        """Write `files`, `result.json` and `arrays.safetensors`, into the folder `path`, made if need be.
 
         Other files there are left alone. The JSON holds the checksum of the arrays and is written
         last, so that a broken-off save is noticed.
@@ -102,9 +105,10 @@ class Result:
         folder = Path(path)
         folder.mkdir(parents=True, exist_ok=True)
         content = save({n: np.ascontiguousarray(a) for n, a in self.arrays().items()})
-        write_whole(folder / ARRAYS_FILE, content)
+        json_file, arrays_file = self.files
+        write_whole(folder / arrays_file, content)
         document = json.dumps(self._document(content), indent=1, allow_nan=False)
-        write_whole(folder / JSON_FILE, document + "\n")
+        write_whole(folder / json_file, document + "\n")
         return folder
 
     def _document(self, content: bytes) -> dict[str, Any]:
@@ -143,16 +147,21 @@ def load_result(path: str | Path) -> Result:
     Raises:
         CheckpointError: no result there, one of a newer version, or a damaged one.
     """
+    return read_result(Path(path), Result.files)
+
+
+def read_result(folder: Path, files: tuple[str, str]) -> Result:
+    """Open the result in these two files of a folder; see `load_result`."""
     from safetensors.numpy import load
 
-    folder = Path(path)
-    document = _read_json(folder)
+    json_file, arrays_file = files
+    document = _read_json(folder, json_file)
     try:
-        content = (folder / ARRAYS_FILE).read_bytes()
+        content = (folder / arrays_file).read_bytes()
         module, name = _CLASSES[document["kind"]].split(".")
         if hashlib.sha256(content).hexdigest() != document["arrays_sha256"]:
             raise CheckpointError(
-                f"{folder / ARRAYS_FILE} is damaged: its checksum is not the one in {JSON_FILE}"
+                f"{folder / arrays_file} is damaged: its checksum is not the one in {json_file}"
             )
         kind = getattr(import_module(f"engram_probes.{module}"), name)
         arrays: dict[str, Any] = dict.fromkeys(kind.axes)
@@ -165,17 +174,17 @@ def load_result(path: str | Path) -> Result:
         raise CheckpointError(f"{folder} is damaged: {type(error).__name__}: {error}") from error
 
 
-def _read_json(folder: Path) -> dict[str, Any]:
+def _read_json(folder: Path, name: str) -> dict[str, Any]:
     try:
-        document = json.loads((folder / JSON_FILE).read_text(encoding="utf-8"))
+        document = json.loads((folder / name).read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise CheckpointError(
-            f"no result in {folder}: it has no {JSON_FILE}; give a folder that save() wrote"
+            f"no result in {folder}: it has no {name}; give a folder that save() wrote"
         ) from None
     except (OSError, ValueError) as error:
-        raise CheckpointError(f"{folder / JSON_FILE} cannot be read: {error}") from error
+        raise CheckpointError(f"{folder / name} cannot be read: {error}") from error
     if not isinstance(document, dict) or document.get("kind") not in _CLASSES:
-        raise CheckpointError(f"{folder / JSON_FILE} is not the result of a probe")
+        raise CheckpointError(f"{folder / name} is not the result of a probe")
     if document.get("schema") != SCHEMA:
         raise CheckpointError(
             f"{folder} has schema {document.get('schema')}, this version reads {SCHEMA}; "

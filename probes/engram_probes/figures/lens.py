@@ -18,7 +18,7 @@ from engram_probes.figures.style import (
     token_axis,
 )
 from engram_probes.lens import METRICS, LogitLens
-from engram_probes.lens_difference import LensDifference
+from engram_probes.lens_difference import LensDifference, lens_names
 
 CELL_TEXT = 600  # cells above which the tokens no longer fit into a grid
 REVERSED = ("entropy", "js", "kl", "kl_reverse", "log_rank")  # in a grid, bright means sure
@@ -27,16 +27,21 @@ REVERSED = ("entropy", "js", "kl", "kl_reverse", "log_rank")  # in a grid, brigh
 def curve_figure(lenses: Sequence[LogitLens], what: str) -> go.Figure:
     """One metric by depth, with its 95% interval; one line a lens."""
     unit, name = METRICS[what]
-    figure = go.Figure()
-    for lens, colour in zip(lenses, CATEGORICAL, strict=False):
-        add_curve(figure, *lens.curve(what), lens.model, colour)
+    figure, names = go.Figure(), lens_names(lenses)
+    for lens, label, colour in zip(lenses, names, CATEGORICAL, strict=False):
+        dash = "dash" if label != lens.model and lens.lens == "plain" else "solid"
+        add_curve(figure, *lens.curve(what), label, colour, dash=dash)
     mark_memory(figure, lenses[0].memory_layers)
     if what == "rank":
         figure.update_yaxes(type="log")
     figure.update_xaxes(title={"text": DEPTH_TITLE})
     figure.update_yaxes(title={"text": f"{name} ({unit})"})
-    described = "; ".join(_described(lens.model, lens.curve(what)[0], unit) for lens in lenses)
-    return finish(figure, name, f"Line chart of {name} by depth. {described}.")
+    described = "; ".join(
+        _described(label, lens.curve(what)[0], unit)
+        for label, lens in zip(names, lenses, strict=True)
+    )
+    title = _titled(name, all(lens.lens == "tuned" for lens in lenses))
+    return finish(figure, title, f"Line chart of {title} by depth. {described}.")
 
 
 def strata_figure(lens: LogitLens, what: str) -> go.Figure:
@@ -51,8 +56,8 @@ def strata_figure(lens: LogitLens, what: str) -> go.Figure:
     figure.update_xaxes(title={"text": DEPTH_TITLE})
     figure.update_yaxes(title={"text": f"{name} ({unit})"})
     described = "; ".join(_described(stratum, mean, unit) for stratum, _, mean, *_ in curves)
-    title = f"{name}, by {lens.by} of the next token"
-    return finish(figure, title, f"Line chart of {name} by depth. {described}.")
+    title = _titled(f"{name}, by {lens.by} of the next token", lens.lens == "tuned")
+    return finish(figure, title, f"Line chart of {title} by depth. {described}.")
 
 
 def grid_figure(lens: LogitLens, what: str, values: np.ndarray) -> go.Figure:
@@ -86,6 +91,7 @@ def grid_figure(lens: LogitLens, what: str, values: np.ndarray) -> go.Figure:
         f"Grid of {len(values)} depths by {values.shape[1]} tokens, coloured by {name} ({unit}), "
         f"with the likeliest next token in each cell. {lens.summary()}"
     )
+    name = _titled(name, lens.lens == "tuned")
     title = f"{name}; in the cells the likeliest next token"
     return finish(figure, title, alt, heatmap_height(len(values)))
 
@@ -109,12 +115,17 @@ def difference_figure(result: LensDifference, what: str) -> go.Figure:
     if what == "rank":
         figure.update_yaxes(type="log", row=1)
     largest = int(np.nanargmax(np.abs(result.difference[index])))
+    name = _titled(name, result.tuned)
     alt = (
         f"Two line charts of {name} by depth: {result.model} and {result.other} above, their "
         f"difference below. It is largest after {largest} blocks: "
         f"{result.difference[index, largest]:+.2f} {unit}."
     )
     return finish(figure, name, alt, 560)
+
+
+def _titled(name: str, tuned: bool) -> str:
+    return f"{name} (tuned lens)" if tuned else name
 
 
 def _described(model: str, mean: np.ndarray, unit: str) -> str:

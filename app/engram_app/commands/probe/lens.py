@@ -1,5 +1,6 @@
 """`engram probe lens`."""
 
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -21,6 +22,7 @@ from engram_app.commands.probe.common import (
 )
 from engram_app.console import number, progress
 from engram_app.opening import open_model
+from engram_model.checkpoint import find_checkpoint
 
 
 def lens(
@@ -35,19 +37,30 @@ def lens(
     by: Annotated[
         str | None, typer.Option(help="Curves apart by mechanism, frequency or position.")
     ] = None,
+    tuned: Annotated[
+        bool, typer.Option("--tuned", help="Through the tuned lens saved with each checkpoint.")
+    ] = False,
+    translators: Annotated[
+        list[Path] | None,
+        typer.Option(metavar="DIR", help="Through the tuned lens in DIR, one for each model."),
+    ] = None,
     seed: Seed = 0,
     as_json: Json = False,
 ) -> None:
     """What each depth of the model would predict: when is the prediction settled?
 
     With --twin DIR holds this model's lens, and in DIR/twin and DIR/difference the other's and
-    their difference.
+    their difference. `engram tune-lens` trains a tuned lens.
     """
+    from engram_probes import TunedLens
+
     check(out)
+    given = [TunedLens.load(folder) for folder in translators or []]
     texts, corpus = texts_of(text, data, documents)
     lenses: list[Any] = []
     for name in [checkpoint, *([twin] if twin else [])]:
-        lenses.append(_lens(name, texts, number(tokens), topk, by, seed))
+        through = (given or [TunedLens.load(find_checkpoint(name))]) if tuned or given else []
+        lenses.append(_lens(name, texts, number(tokens), topk, by, through, seed))
     lenses = [with_origin(found, corpus) for found in lenses]
     results = {"": lenses[0]}
     if twin:
@@ -59,13 +72,23 @@ def lens(
             result.save(out / folder)
 
 
-def _lens(name: str, texts: Any, tokens: int, topk: int, by: str | None, seed: int):
+def _lens(name: str, texts: Any, tokens: int, topk: int, by: str | None, through: list, seed: int):
+    """The lens of a model, through the one of these tuned lenses that is its own."""
     from engram_probes import logit_lens
 
     model, tokenizer = open_model(name)
+    own = [lens for lens in through if lens.belongs_to(model)]
     with progress(f"lens of {name}", "documents") as update:
         return logit_lens(
-            model, tokenizer, texts, topk=topk, max_tokens=tokens, by=by, seed=seed, progress=update
+            model,
+            tokenizer,
+            texts,
+            topk=topk,
+            max_tokens=tokens,
+            by=by,
+            translators=(own or through or [None])[0],
+            seed=seed,
+            progress=update,
         )
 
 
