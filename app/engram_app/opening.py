@@ -86,7 +86,8 @@ def sample_documents(spec: str, most: int, seed: int) -> list[dict]:
 
     from engram_model.corpora import iter_documents
 
-    random, drawn = Random(seed), []
+    random = Random(seed)
+    drawn: list[dict] = []
     for read, document in enumerate(iter_documents(spec)):  # a reservoir: each is as likely
         place = read if read < most else random.randrange(read + 1)
         if place < most:

@@ -192,9 +192,9 @@ class LogitLens(Result):
         documents = "document" if self.documents == 1 else "documents"
         under = "The" if self.translators is None else "Under the tuned lens the"
         return (
-            f"{under} top token of {self.model} is settled after {settled:.1f} of {self.depths - 1} "
-            f"blocks on average; KL(final || layer) falls from {kl[0]:.2f} nats at the embedding "
-            f"to half of that after {half} {blocks}, over {self.positions:,} tokens of "
+            f"{under} top token of {self.model} is settled after {settled:.1f} of "
+            f"{self.depths - 1} blocks on average; KL(final || layer) falls from {kl[0]:.2f} nats "
+            f"at the embedding to half of that after {half} {blocks}, over {self.positions:,} tokens of "
             f"{self.documents:,} {documents}."
         )
 

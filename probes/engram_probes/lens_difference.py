@@ -89,8 +89,9 @@ class LensDifference(Result):
         sure = f" (95% interval {low:+.2f} to {high:+.2f})" if np.isfinite(low) else ""
         under = "Under the tuned lens the" if self.tuned else "The"
         return (
-            f"{under} top token of {self.model} is settled {abs(estimate):.2f} blocks {when} than that "
-            f"of {self.other}{sure}, over {self.tokens:,} tokens of {self.documents:,} documents."
+            f"{under} top token of {self.model} is settled {abs(estimate):.2f} blocks {when} than "
+            f"that of {self.other}{sure}, over {self.tokens:,} tokens of {self.documents:,} "
+            "documents."
         )
 
     def to_frame(self) -> "pandas.DataFrame":

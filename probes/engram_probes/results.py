@@ -92,10 +92,10 @@ class Result:
         return replace(self, provenance=replace(self.provenance, **changes))
 
     def save(self, path: str | Path) -> Path:
-        """Write `files`, `result.json` and `arrays.safetensors`, into the folder `path`, made if need be.
+        """Write `result.json` and `arrays.safetensors`, or what `files` names, into a folder.
 
-        Other files there are left alone. The JSON holds the checksum of the arrays and is written
-        last, so that a broken-off save is noticed.
+        The folder is made if need be; other files there are left alone. The JSON holds the checksum
+        of the arrays and is written last, so that a broken-off save is noticed.
 
         Returns:
             The folder.

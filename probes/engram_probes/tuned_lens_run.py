@@ -239,10 +239,11 @@ class Trainer:
         with torch.no_grad():
             final = subject.head(last_hidden).float().softmax(-1)
         for index, depth in enumerate(depths):
-            logits = subject.head(subject.norm(self.translators(depth, index))).float()
-            # KL(final || layer) but for the entropy of the final prediction, which has no gradient.
-            loss = F.cross_entropy(logits, final, reduction="sum") / tokens
-            loss.backward(inputs=[self.translators.weight[index], self.translators.bias[index]])
+            logits = subject.head(subject.norm(self.translators(depth, index)))
+            # What the gradient of the mean of KL(final || layer) is at the logits.
+            gradient = (logits.detach().float().softmax(-1) - final) / tokens
+            own = [self.translators.weight[index], self.translators.bias[index]]
+            logits.backward(gradient.to(logits.dtype), inputs=own)
 
     def _adam(self, depths: list[Tensor]) -> torch.optim.Optimizer:
         """A bias is as large as the residuals that it is added to, so its steps are too."""
