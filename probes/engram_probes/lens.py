@@ -194,8 +194,8 @@ class LogitLens(Result):
         return (
             f"{under} top token of {self.model} is settled after {settled:.1f} of "
             f"{self.depths - 1} blocks on average; KL(final || layer) falls from {kl[0]:.2f} nats "
-            f"at the embedding to half of that after {half} {blocks}, over {self.positions:,} tokens of "
-            f"{self.documents:,} {documents}."
+            f"at the embedding to half of that after {half} {blocks}, over {self.positions:,} "
+            f"tokens of {self.documents:,} {documents}."
         )
 
     def to_frame(self) -> "pandas.DataFrame":
