@@ -173,7 +173,8 @@ def tune_lens(
     tokenizer,
     texts,
     *,
-    tokens: int = 1_000_000,
+    tokens: int = 200_000,
+    batch_tokens: int = 1024,
     held_out_tokens: int = 20_000,
     lr: float = 1e-3,
     chunk_tokens: int | None = None,
@@ -193,6 +194,7 @@ def tune_lens(
             it before if its kinds of text follow one another. Read again from the start until
             `tokens` are reached, if it can be.
         tokens: to train on.
+        batch_tokens: in a step, padding included; at least one document.
         held_out_tokens: stop measuring after the left-out document that reaches so many.
         lr: of Adam, falling to zero along a straight line; a bias takes it times the size (root
             mean square) of the residual at its depth.
@@ -211,12 +213,17 @@ def tune_lens(
     from engram_probes.capture import Subject
     from engram_probes.tuned_lens_run import Options, train
 
-    if tokens < 1 or held_out_tokens < 1 or not lr > 0:
-        raise UsageError("tokens, held_out_tokens and lr must be more than 0")
+    if min(tokens, batch_tokens, held_out_tokens) < 1 or not lr > 0:
+        raise UsageError("tokens, batch_tokens, held_out_tokens and lr must be more than 0")
     subject = Subject.of(model)
-    options = Options(tokens, held_out_tokens, lr, chunk_tokens, seed)
+    options = Options(tokens, batch_tokens, held_out_tokens, lr, chunk_tokens, seed)
     run = train(subject, tokenizer, texts, options, progress)
-    settings = {"tokens": tokens, "held_out_tokens": held_out_tokens, "lr": lr}
+    settings = {
+        "tokens": tokens,
+        "batch_tokens": batch_tokens,
+        "held_out_tokens": held_out_tokens,
+        "lr": lr,
+    }
     return TunedLens(
         provenance=provenance([subject.model], tokenizer, run.corpus, settings, seed),
         model=subject.name,

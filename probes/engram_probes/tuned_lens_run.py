@@ -67,6 +67,7 @@ class Options:
     """See `tune_lens`."""
 
     tokens: int
+    batch_tokens: int
     held_out_tokens: int
     lr: float
     chunk_tokens: int | None
@@ -109,7 +110,7 @@ def train(
     """Train on most documents, then measure on those left out."""
     corpus = Corpus(subject, tokenizer, texts, options)
     trainer = Trainer(subject, options)
-    for batch in batches(corpus, lambda one: len(one.ids)):
+    for batch in batches(corpus, lambda one: len(one.ids), options.batch_tokens):
         trainer.step(batch)
         if progress:
             progress(min(trainer.tokens, options.tokens), options.tokens)

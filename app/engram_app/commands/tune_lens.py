@@ -16,10 +16,11 @@ def tune_lens(
     out: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Where to save; else in the checkpoint.")
     ] = None,
-    tokens: Annotated[str, typer.Option(help="Tokens to train on.")] = "1M",
+    tokens: Annotated[str, typer.Option(help="Tokens to train on.")] = "200K",
     documents: Annotated[
         int, typer.Option(min=1, help="Documents to read, drawn from the whole corpus.")
     ] = 20_000,
+    batch: Annotated[int, typer.Option(min=1, help="Tokens a step.")] = 1024,
     held_out: Annotated[str, typer.Option(help="Tokens to measure on, not trained on.")] = "20K",
     lr: Annotated[float, typer.Option(help="Learning rate.")] = 1e-3,
     seed: Seed = 0,
@@ -45,6 +46,7 @@ def tune_lens(
             tokenizer,
             texts,
             tokens=number(tokens),
+            batch_tokens=batch,
             held_out_tokens=number(held_out),
             lr=lr,
             seed=seed,
