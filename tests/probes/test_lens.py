@@ -8,7 +8,7 @@ import engram_probes as ep
 from engram_model.errors import CorpusError, EngramError, UsageError
 from engram_probes.lens import METRICS
 from engram_probes.lens_difference import depth_shift
-from engram_probes.lens_measure import settling_depth
+from engram_probes.lens_measure import from_here_on, settling_depth
 from engram_probes.strata import Strata
 
 
@@ -93,7 +93,8 @@ def test_chunks_change_nothing(engram, tokenizer, texts, lens):
 
 def test_settling_depth_of_planted_tokens():
     top1 = torch.tensor([[7, 1, 7, 7], [7, 7, 2, 7], [7, 7, 7, 3], [7, 7, 7, 7]])
-    assert settling_depth(top1).tolist() == [0, 1, 2, 3]
+    settled = from_here_on((top1 == top1[-1])[None])[0]
+    assert settling_depth(settled).tolist() == [0, 1, 2, 3]
 
 
 def test_mean_settling_depth_is_that_of_the_tokens(text_lens):
