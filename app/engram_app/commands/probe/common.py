@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from engram_app.console import command_line, print_json, print_rows, print_text
+from engram_app.console import command_line, print_json, print_rows, print_text, progress
 from engram_app.opening import check_out, open_documents
 from engram_model.errors import UsageError
 
@@ -53,6 +53,35 @@ def with_origin(result: "Result", corpus: dict | None) -> "Result":
     """With the command, and where the texts came from beside what was read of them."""
     origin = {} if corpus is None else {"corpus": {**result.provenance.corpus, "source": corpus}}
     return result.with_provenance(command=command_line(), **origin)
+
+
+def index_of(model: Any, tokenizer: Any, data: str | None, folder: Path | None, name: str) -> Any:
+    """The index of a corpus, kept in --index if given; or the one that is there.
+
+    Args:
+        data: what the option `name` says.
+    """
+    if data is None and folder is None:
+        return None
+    from engram_probes.slot_index import JSON_FILE, build_index, open_index
+
+    if folder is None or not (folder / JSON_FILE).is_file():
+        if data is None:
+            return open_index(str(folder))  # says what is missing
+        if folder is not None:
+            check_out(folder, JSON_FILE)
+        with progress("counting n-grams", "documents") as update:
+            return build_index(model, tokenizer, data, folder, progress=update)
+    index = open_index(folder)
+    if data is not None:
+        from engram_model.corpora import fingerprint
+
+        if index.corpus.get("fingerprint") != fingerprint(data):
+            raise UsageError(
+                f"{folder} holds the index of another corpus ({index.corpus.get('spec')}); give "
+                f"another folder, or leave out {name}"
+            )
+    return index
 
 
 def show(result: "Result", rows: list, as_json: bool, out: Path | None) -> None:

@@ -11,11 +11,12 @@ from engram_app.commands.probe.common import (
     Out,
     Text,
     check,
+    index_of,
     plain,
     show,
 )
-from engram_app.console import command_line, print_text, progress
-from engram_app.opening import check_out, open_model
+from engram_app.console import command_line, print_text
+from engram_app.opening import open_model
 from engram_model.errors import UsageError
 
 
@@ -44,7 +45,7 @@ def slots(
     from engram_probes import inspect_slots, row_load
 
     model, tokenizer = open_model(checkpoint)
-    found = _index(model, tokenizer, data, index)
+    found = index_of(model, tokenizer, data, index, "--data")
     load = None if found is None else row_load(found, tokenizer)
     results: dict[str, Any] = {}
     if text is not None:
@@ -59,31 +60,6 @@ def slots(
     for folder, result in results.items():
         if out:
             result.save(out / folder)
-
-
-def _index(model: Any, tokenizer: Any, data: str | None, folder: Path | None) -> Any:
-    """The index of --data, in --index if given; or the one that is there."""
-    if data is None and folder is None:
-        return None
-    from engram_probes.slot_index import JSON_FILE, build_index, open_index
-
-    if folder is None or not (folder / JSON_FILE).is_file():
-        if data is None:
-            return open_index(str(folder))  # says what is missing
-        if folder is not None:
-            check_out(folder, JSON_FILE)
-        with progress("counting n-grams", "documents") as update:
-            return build_index(model, tokenizer, data, folder, progress=update)
-    index = open_index(folder)
-    if data is not None:
-        from engram_model.corpora import fingerprint
-
-        if index.corpus.get("fingerprint") != fingerprint(data):
-            raise UsageError(
-                f"{folder} holds the index of another corpus ({index.corpus.get('spec')}); give "
-                "another folder, or leave out --data"
-            )
-    return index
 
 
 def _trace_rows(result: Any) -> list:
