@@ -117,3 +117,27 @@ def plain(value: Any) -> float | None:
     import math
 
     return float(value) if math.isfinite(value) else None
+
+
+def numbers(option: str, text: str | None) -> list[int] | None:
+    """What an option says: whole numbers with commas between."""
+    if text is None:
+        return None
+    try:
+        return [int(number) for number in text.split(",")]
+    except ValueError:
+        raise UsageError(f"{option} {text}: give whole numbers with commas between") from None
+
+
+def slots_of(text: str | None) -> list[int] | dict[int, list[int]] | None:
+    """`12,45`, rows of the one layer; or `1:12,1:45`, each with its layer."""
+    if text is None or ":" not in text:
+        return numbers("--slots", text)
+    found: dict[int, list[int]] = {}
+    for pair in text.split(","):
+        layer, colon, row = pair.partition(":")
+        if not colon:
+            raise UsageError(f"--slots {text}: {pair} has no layer; write LAYER:ROW")
+        [number], [slot] = numbers("--slots", layer) or [], numbers("--slots", row) or []
+        found.setdefault(number, []).append(slot)
+    return found
