@@ -123,7 +123,7 @@ def test_probe_rows(engram, corpus, tmp_path):
     document = json.loads(out)
     assert code == 0 and {row["slot"] for row in document["table"]} == {result.slots[-1]}
     code, out, _ = engram(*words, "--ngram", " the boats", "--json")
-    assert code == 0 and json.loads(out)["facts"]["rows"] == 8
+    assert code == 0 and json.loads(out)["facts"]["rows"] == 4
 
 
 def test_probe_slots_compression(engram, corpus, tmp_path):
