@@ -27,6 +27,13 @@ def pad_documents(
     return np.concatenate(parts), np.concatenate(inside)
 
 
+def ending_ngrams(compressed: np.ndarray, pad_id: int, max_ngram_size: int) -> list[np.ndarray]:
+    """Of each order 2..N the n-gram that ends at each position of one text, [p, order]."""
+    padded = np.concatenate([np.full(max_ngram_size - 1, pad_id), compressed])
+    windows = np.lib.stride_tricks.sliding_window_view(padded, max_ngram_size)
+    return [windows[:, -order:] for order in range(2, max_ngram_size + 1)]
+
+
 def count_ngrams(
     ids: np.ndarray, counted: np.ndarray, max_ngram_size: int, vocabulary: int
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:

@@ -32,6 +32,8 @@ _CLASSES = {
     "cka": "alignment.Alignment",
     "suppress": "suppression.Suppression",
     "slots": "slots.SlotTrace",
+    "compression": "compression_audit.CompressionAudit",
+    "row-contexts": "contexts.RowContexts",
     "row-load": "row_use.RowLoad",
     "linear": "linear.LinearProbe",
 }

@@ -209,8 +209,8 @@ def row_load(index: "SlotIndex", tokenizer: Any, compression: np.ndarray | None 
     largest = max(int(np.diff(index.layers[layer].offsets).max()) for layer in layers)
     edges = np.arange(0, largest + 2 + (width := largest // MOST_BINS + 1), width)
     columns = [
-        [_column(index, layer, column, edges, texts) for column in range(_columns(index))]
-        for layer in layers
+        [_column(index, layer, column, edges, reads, texts) for column in range(_columns(index))]
+        for layer, reads in ((layer, index.row_reads(layer)) for layer in layers)
     ]
     hasher = index.hasher
     return RowLoad(
@@ -241,7 +241,9 @@ def _columns(index: "SlotIndex") -> int:
     return (index.hash["max_ngram_size"] - 1) * index.hash["n_heads"]
 
 
-def _column(index: "SlotIndex", layer: int, column: int, edges: np.ndarray, texts) -> dict:
+def _column(
+    index: "SlotIndex", layer: int, column: int, edges: np.ndarray, row_reads: np.ndarray, texts
+) -> dict:
     """Numbers of one order and head."""
     hasher, order = index.hasher, column // index.hash["n_heads"] + 2
     first = hasher.offsets(layer)[column]
@@ -249,8 +251,7 @@ def _column(index: "SlotIndex", layer: int, column: int, edges: np.ndarray, text
     used, offsets, ids = index.layers[layer]
     begin, end = np.searchsorted(used, [first, first + rows])
     load = np.diff(offsets[begin : end + 1])
-    in_rows = index.counts[order][ids[offsets[begin] : offsets[end]]]
-    reads = np.add.reduceat(in_rows, offsets[begin:end] - offsets[begin])
+    reads = row_reads[begin:end]
     mean = load.sum() / rows
     hot = max(1, round(HOT * rows))
     hottest = int(np.argmax(reads))

@@ -72,6 +72,11 @@ class RowMap(NamedTuple):
             return self.ids[:0]
         return self.ids[self.offsets[place] : self.offsets[place + 1]]
 
+    def values(self, of_rows: np.ndarray, rows: np.ndarray) -> np.ndarray:
+        """One of `of_rows` (a number for each of `self.rows`) for each of `rows`; 0 for unused."""
+        places = np.minimum(np.searchsorted(self.rows, rows), len(self.rows) - 1)
+        return np.where(self.rows[places] == rows, of_rows[places], 0)
+
 
 @dataclass(frozen=True, eq=False, repr=False)
 class SlotIndex:
@@ -136,6 +141,17 @@ class SlotIndex:
         self._check_row(layer, order, head, slot)
         ids = self.layers[layer].of(slot)
         return Tenants(self.ngrams[order][:, ids].T, self.counts[order][ids])
+
+    def row_reads(self, layer: int) -> np.ndarray:
+        """Occurrences of all n-grams of each row in `layers[layer].rows`, int64 [used]."""
+        rows, offsets, ids = self.layers[layer]
+        hasher, heads = self.hasher, self.hash["n_heads"]
+        begins = np.searchsorted(rows, [*hasher.offsets(layer)[::heads], hasher.rows(layer)])
+        parts = []
+        for counts, begin, end in zip(self.counts.values(), begins[:-1], begins[1:], strict=True):
+            of_order = counts[ids[offsets[begin] : offsets[end]]]
+            parts.append(np.add.reduceat(of_order, offsets[begin:end] - offsets[begin]))
+        return np.concatenate(parts)
 
     def who(self, ngram: tuple[int, ...], layer: int, heads: int = 1) -> Sharing:
         """Other n-grams of the corpus that share a row with this one in at least `heads` heads.

@@ -93,6 +93,50 @@ def test_probe_gates_of_a_corpus(engram, tmp_path):
     assert out.splitlines()[1].split("\t") == ["group", "layer", "gate", "added", "tokens"]
 
 
+def test_probe_gates_by_ngram(engram, corpus, tmp_path):
+    words = ("probe", "gates", "memory", "--data", corpus, "--controls", 3)
+    index = ("--index", tmp_path / "index")
+    code, out, err = engram(*words, *index, "--count-data", corpus, "--out", tmp_path / "profile")
+    result = ep.load_result(tmp_path / "profile")
+    assert code == 0 and "counting n-grams: 24 documents" in err
+    assert out.splitlines()[0] == result.summary() and result.orders == (2, 3)
+    row = next(line for line in out.splitlines() if line.startswith("3-gram, seen 4 to 15\t2"))
+    group = result.groups.index("3-gram, seen 4 to 15")
+    assert row.split("\t")[-1] == str(result.group_tokens[group, 1]) != "0"
+    never = [line for line in out.splitlines() if line.startswith("3-gram, seen 0")]
+    assert never[0].split("\t")[2:] == ["–", "–", "0"]  # the corpus was counted itself
+    code, out, err = engram(*words, *index)
+    assert code == 0 and "counting" not in err
+    code, _, err = engram(*words, *index, "--count-data", "world:?tokens=1K")
+    assert code == 2 and "leave out --count-data" in err
+
+
+def test_probe_rows(engram, corpus, tmp_path):
+    words = ("probe", "rows", "memory", "--data", corpus, "--top", 2, "--controls", 5)
+    code, out, _ = engram(*words, "--out", tmp_path / "rows")
+    result, lines = ep.load_result(tmp_path / "rows"), out.splitlines()
+    assert code == 0 and lines[0] == result.summary()
+    assert len(lines) == 2 + len(result.to_frame()) == 2 + 8 * 2
+    cells = dict(zip(lines[1].split("\t"), lines[2].split("\t"), strict=True))
+    assert cells["slot"] == str(result.slots[0]) and f"[{result.token[0][0]}]" in cells["text"]
+    code, out, _ = engram(*words, "--slots", f"2:{result.slots[-1]}", "--by", "gate", "--json")
+    document = json.loads(out)
+    assert code == 0 and {row["slot"] for row in document["table"]} == {result.slots[-1]}
+    code, out, _ = engram(*words, "--ngram", " the boats", "--json")
+    assert code == 0 and json.loads(out)["facts"]["rows"] == 4
+
+
+def test_probe_slots_compression(engram, corpus, tmp_path):
+    words = ("probe", "slots", "memory", "--compression")
+    code, out, _ = engram(*words, "--data", corpus, "--out", tmp_path / "audit")
+    audit = ep.load_result(tmp_path / "audit")
+    assert code == 0 and out.splitlines()[0] == audit.summary()
+    assert len(out.splitlines()) == 2 + (audit.raw_tokens > 1).sum()
+    assert audit.provenance.corpus["documents"] == 24 and audit.occurrences.sum() > 0
+    code, out, _ = engram(*words)
+    assert code == 0 and out.splitlines()[1] == "compressed_id\traw_tokens\ttexts"
+
+
 def test_probe_attribute(engram, tmp_path):
     words = ("probe", "attribute", "memory", "--text", TEXT, "--target", " the", "--draws", 20)
     code, out, _ = engram(*words, "--out", tmp_path, "--json")
@@ -371,6 +415,17 @@ ERRORS = {
     "empty text": (("probe", "gates", "memory", "--text", " "), 2, "the text is empty"),
     "no memory": (("probe", "gates", "plain", "--text", "boats"), 2, "has no memory"),
     "slots of nothing": (("probe", "slots", "memory"), 2, "give --text, a corpus"),
+    "index of a text": (
+        ("probe", "gates", "memory", "--text", "boats", "--count-data", "world:"),
+        2,
+        "give --data, not --text",
+    ),
+    "rows twice": (("probe", "rows", "memory", "--slots", "0:1", "--ngram", "a b"), 2, "not both"),
+    "compression of a text": (
+        ("probe", "slots", "memory", "--compression", "--text", "boats"),
+        2,
+        "leave out --text",
+    ),
     "no index": (("probe", "slots", "memory", "--index", "{bad}"), 3, "no index in"),
     "index among other things": (
         ("probe", "slots", "memory", "--data", "world:", "--index", "{bad}/full"),

@@ -51,6 +51,20 @@ def row_load(slot_index, tokenizer):
 
 
 @pytest.fixture(scope="session")
+def contexts(engram, tokenizer, texts):
+    import engram_probes as ep
+
+    return ep.row_contexts(engram, tokenizer, texts, k=3)
+
+
+@pytest.fixture(scope="session")
+def audit(slot_index, tokenizer):
+    import engram_probes as ep
+
+    return ep.audit_compression(tokenizer, raw_counts=slot_index.raw_counts)
+
+
+@pytest.fixture(scope="session")
 def lens(engram, tokenizer, texts):
     import engram_probes as ep
 

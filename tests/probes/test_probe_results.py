@@ -23,6 +23,8 @@ from engram_model.errors import CheckpointError
         "suppression",
         "slots",
         "row_load",
+        "contexts",
+        "audit",
         "linear",
     ]
 )

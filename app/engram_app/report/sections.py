@@ -104,11 +104,11 @@ def _gate_profile(profile: GateProfile) -> Section:
     rows = [
         [
             name,
-            f"{profile.group_tokens[g]:,}",
+            f"{profile.group_tokens[g].max():,}",
             *(_number(v) for v in profile.group_mean[g].mean((1, 2))),
         ]
         for g, name in enumerate(profile.groups)
-        if profile.group_tokens[g]
+        if profile.group_tokens[g].any()
     ]
     frame = profile.to_frame()
     labelled = frame[frame["auc"].notna()]
