@@ -1,16 +1,20 @@
 """How `inspect_slots` finds its numbers."""
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from engram_model.errors import UsageError
 from engram_probes.memory_tables import MemoryTables, ModelTables
+from engram_probes.ngram_counts import pad_documents
 from engram_probes.ngram_texts import NgramTexts
 from engram_probes.provenance import Provenance, versions
 from engram_probes.slot_index import SlotIndex, build_index
 from engram_probes.slots import SlotTrace
 from engram_probes.text import describe_texts, token_texts
+
+if TYPE_CHECKING:
+    from engram_model.hashing import NgramHasher
 
 
 def index_of(tables: MemoryTables, tokenizer, corpus: Any, progress) -> SlotIndex:
@@ -34,7 +38,7 @@ def trace(
     compressed = np.asarray(tables.compression, dtype=np.int64)[ids]
     special = np.isin(np.array(ids), tokenizer.all_special_ids)
     special[0] = True
-    ngrams = _ngrams(compressed, hasher.pad_id, hasher.max_ngram_size)
+    ngrams = _ngrams(compressed, hasher)
     raw_counts = None if index is None else index.raw_counts
     texts = NgramTexts(tokenizer, np.asarray(tables.compression), raw_counts)
     layers = hasher.layer_ids
@@ -86,11 +90,12 @@ def _encode(tables: MemoryTables, tokenizer, text: str) -> list[int]:
     return ids
 
 
-def _ngrams(compressed: np.ndarray, pad_id: int, max_ngram_size: int) -> list[np.ndarray]:
+def _ngrams(compressed: np.ndarray, hasher: "NgramHasher") -> list[np.ndarray]:
     """Of each order the n-gram that ends at each position, [p, order]."""
-    padded = np.concatenate([np.full(max_ngram_size - 1, pad_id), compressed])
-    windows = np.lib.stride_tricks.sliding_window_view(padded, max_ngram_size)
-    return [windows[:, -order:] for order in range(2, max_ngram_size + 1)]
+    size = hasher.max_ngram_size
+    padded, inside = pad_documents(hasher.segments(compressed), hasher.pad_id, size)
+    windows = np.lib.stride_tricks.sliding_window_view(padded, size)[inside[size - 1 :]]
+    return [windows[:, -order:] for order in range(2, size + 1)]
 
 
 def _first(ngrams: np.ndarray, special: np.ndarray) -> np.ndarray:
