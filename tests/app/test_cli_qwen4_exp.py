@@ -31,6 +31,28 @@ def test_lens_and_cka_with_a_twin(engram, folder, corpus, tmp_path):
     assert engram("probe", "cka", *both, "--k", 2, "--out", tmp_path / "cka")[0] == 0
 
 
+def test_a_release_of_two_modalities_opens_as_its_language_model(
+    engram, folder, make_qwen, tokenizer, tmp_path
+):
+    from transformers import Qwen4ExpConfig, Qwen4ExpForConditionalGeneration
+
+    vision = dict(depth=1, hidden_size=16, intermediate_size=16, num_heads=2, out_hidden_size=32)
+    qwen = make_qwen(max_position_embeddings=192)
+    config = Qwen4ExpConfig(text_config=qwen.config.to_dict(), vision_config=vision)
+    whole = Qwen4ExpForConditionalGeneration(config)
+    whole.model.language_model.load_state_dict(qwen.model.state_dict())
+    whole.lm_head.load_state_dict(qwen.lm_head.state_dict())
+    whole.save_pretrained(tmp_path / "whole")
+    tokenizer.save_pretrained(tmp_path / "whole")
+    told = [
+        engram("probe", "attribute", path, "--text", TEXT, "--draws", 20)
+        for path in (tmp_path / "whole", folder / "memory")
+    ]
+    assert told[0][0] == 0 and "2_engram_order3_head1" in told[0][1]
+    first, second = (out.split("remainder")[0] for _, out, _ in told)  # that is rounding
+    assert first == second
+
+
 def test_slots(engram, folder, corpus, tmp_path):
     words = ("probe", "slots", folder / "memory", "--data", corpus, "--index", tmp_path / "index")
     code, out, _ = engram(*words, "--text", TEXT, "--out", tmp_path / "slots")

@@ -1,5 +1,7 @@
 """Every probe of residuals and of the memory on a tiny random `qwen4_exp`."""
 
+import copy
+
 import numpy as np
 import pytest
 import torch
@@ -93,6 +95,17 @@ def test_gate_map_measures_what_hooks_leave(qwen, bridge, tokenizer, texts):
 def test_gate_profile(qwen, tokenizer, labelled):
     found = ep.gate_profile(qwen, tokenizer, labelled)
     assert found.layers == (0, 2) and found.auc.shape[-2:] == (2, 4)
+
+
+def test_a_tokenizer_without_bos(qwen, tokenizer, labelled, texts):
+    """As Qwen's: a profile then opens a text with its end token, other probes with nothing."""
+    bare = copy.deepcopy(tokenizer)
+    bare.bos_token = None
+    assert ep.gate_profile(qwen, bare, labelled[:20]).documents == 20
+    gates = ep.gate_map(qwen, bare, texts[1])
+    assert len(gates.tokens) == len(ep.gate_map(qwen, tokenizer, texts[1]).tokens) - 1
+    trace = ep.inspect_slots(qwen, bare, texts[1], texts)
+    assert np.array_equal(trace.slots, gates.slots)
 
 
 def test_slots_are_those_of_the_forward_pass(qwen, tokenizer, texts, cached):
