@@ -30,7 +30,11 @@ ONLY_IN = {
     "plotly": ["probes/engram_probes/figures/"],
     "streamlit": ["app/engram_app/explorer/"],
     "typer": ["app/engram_app/"],
-    "transformer_lens": ["engram_model/bridge.py", "probes/engram_probes/bench/"],
+    "transformer_lens": [
+        "engram_model/bridge.py",
+        "engram_model/bridge_qwen.py",
+        "probes/engram_probes/bench/",
+    ],
 }
 
 

@@ -238,7 +238,7 @@ def _add(state, tables, tokenizer, rows: Rows, number: int, ids, usual, settings
     )
     surprisal[-1] = np.nan
     hasher, block = tables.hasher, number % BLOCKS
-    ngrams = ending_ngrams(tables.compression[ids], hasher.pad_id, hasher.max_ngram_size)
+    ngrams = ending_ngrams(tables.compression[ids], hasher)
     shown = token_texts(tokenizer, ids)
     by_gate = settings["by"] == "gate"
     for row, (layer, column) in enumerate(zip(rows.layers, rows.columns, strict=True)):

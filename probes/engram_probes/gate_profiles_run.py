@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from engram_model.errors import CorpusError, UsageError
+from engram_model.scoring import opening_id
 from engram_probes.bootstrap import divide, interval
 from engram_probes.capture import MemoryTrace, Subject
 from engram_probes.gate_correlations import correlations, features
@@ -174,7 +175,7 @@ def _measure(reader: _Reader, document: dict) -> tuple[np.ndarray, _Tokens]:
     subject, tokenizer = reader.subject, reader.tokenizer
     encoded = tokenizer(document["text"], add_special_tokens=False, return_offsets_mapping=True)
     room = subject.context - 1
-    ids = [tokenizer.bos_token_id, *encoded["input_ids"][:room]]
+    ids = [opening_id(tokenizer), *encoded["input_ids"][:room]]
     subject.check_vocabulary(ids)
     with MemoryTrace(subject) as trace:
         logits = subject.logits(ids)

@@ -350,8 +350,8 @@ def logit_lens(
     from engram_probes.text import Documents
 
     subject, documents = Subject.of(model), Documents(texts)
-    if not 1 <= topk <= subject.model.config.vocab_size:
-        raise UsageError(f"topk {topk}: use 1 to {subject.model.config.vocab_size}")
+    if not 1 <= topk <= subject.config.vocab_size:
+        raise UsageError(f"topk {topk}: use 1 to {subject.config.vocab_size}")
     strata = Strata.named(by) if by is not None else None
     run = read_documents(
         subject, tokenizer, documents, topk, max_tokens, chunk_tokens, strata, progress

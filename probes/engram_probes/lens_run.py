@@ -40,7 +40,7 @@ def read_documents(
 ) -> LensRun:
     """Measure every document; memory grows with their number only."""
     model = subject.model
-    chunk = chunk_tokens or chunk_size(model.config.vocab_size, model.device)
+    chunk = chunk_tokens or chunk_size(subject.config.vocab_size, model.device)
     reader = _Reader(subject, tokenizer, documents, max_tokens, strata)
     sums, counts, single = [], [], {}
     stratum_sums, stratum_counts = [], []

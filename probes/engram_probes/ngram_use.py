@@ -41,7 +41,7 @@ class NgramUse:
     """
 
     def __init__(self, index: SlotIndex, controls: int = CONTROLS) -> None:
-        from engram_model.hashing import NgramHasher
+        from engram_model.hashing import hasher_from
 
         self._index = index
         self._layers = tuple(index.hash["layer_ids"])
@@ -52,14 +52,14 @@ class NgramUse:
         self._hasher = index.hasher
         first = index.hash["seed"] + 1
         self._others = [
-            NgramHasher(**{**index.hash, "seed": first + number}) for number in range(controls)
+            hasher_from({**index.hash, "seed": first + number}) for number in range(controls)
         ]
         self.orders = tuple(index.counts)
         self.corpus = index.corpus
         self.controls = controls
 
     def __call__(self, compressed: np.ndarray) -> TextUse:
-        ngrams = ending_ngrams(compressed, self._hasher.pad_id, max(self.orders))
+        ngrams = ending_ngrams(compressed, self._hasher)
         counts = np.array([[self._index.count(tuple(n)) for n in order] for order in ngrams])
         tenants, reads = self._looked_up(self._hasher, compressed)  # [O, L, p, head]
         own = counts[:, None, :, None]

@@ -194,15 +194,16 @@ def row_load(index: "SlotIndex", tokenizer: Any, compression: np.ndarray | None 
     Args:
         index: what `engram_probes.slot_index` built or opened.
         tokenizer: the one it was built with; it puts the hottest rows' n-grams into words.
-        compression: raw id -> compressed id; None: `engram_model.compression_map(tokenizer)`.
+        compression: raw id -> compressed id; None: `engram_model.compression_map(tokenizer)`,
+            or each id itself where the memory hashes raw ids.
 
     Raises:
         UsageError: another tokenizer.
     """
-    from engram_model.compression import compression_map, compression_sha256, tokenizer_sha256
+    from engram_model.compression import compression_sha256, tokenizer_sha256
     from engram_probes.ngram_texts import NgramTexts
 
-    compression = compression_map(tokenizer) if compression is None else compression
+    compression = index.hasher.compression(tokenizer) if compression is None else compression
     index.check(index.hasher, compression_sha256(compression), tokenizer_sha256(tokenizer))
     texts = NgramTexts(tokenizer, compression, index.raw_counts)
     layers = index.hash["layer_ids"]

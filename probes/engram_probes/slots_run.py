@@ -1,6 +1,6 @@
 """How `inspect_slots` finds its numbers."""
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -12,6 +12,9 @@ from engram_probes.provenance import Provenance, versions
 from engram_probes.slot_index import SlotIndex, build_index
 from engram_probes.slots import SlotTrace
 from engram_probes.text import describe_texts, token_texts
+
+if TYPE_CHECKING:
+    pass
 
 
 def index_of(tables: MemoryTables, tokenizer, corpus: Any, progress) -> SlotIndex:
@@ -35,7 +38,7 @@ def trace(
     compressed = np.asarray(tables.compression, dtype=np.int64)[ids]
     special = np.isin(np.array(ids), tokenizer.all_special_ids)
     special[0] = True
-    ngrams = ending_ngrams(compressed, hasher.pad_id, hasher.max_ngram_size)
+    ngrams = ending_ngrams(compressed, hasher)
     raw_counts = None if index is None else index.raw_counts
     texts = NgramTexts(tokenizer, np.asarray(tables.compression), raw_counts)
     layers = hasher.layer_ids

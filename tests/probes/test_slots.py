@@ -12,7 +12,7 @@ import engram_probes as ep
 from engram_model.errors import UsageError
 from engram_probes.memory_tables import tables_of
 from engram_probes.ngram_texts import NgramTexts
-from engram_probes.slot_index import build_index, hash_of
+from engram_probes.slot_index import build_index
 from engram_probes.slots_run import sharing_chance
 
 
@@ -205,7 +205,7 @@ def test_a_uniform_hash_is_told_from_an_uneven_one(make_model, tokenizer, number
             return offsets + (slots - offsets) // 8 * 8
 
     tables = tables_of(model)
-    tables.hasher = Uneven(**hash_of(tables.hasher))
+    tables.hasher = Uneven(**tables.hasher.arguments())
     uneven = ep.row_load(build_index(tables, tokenizer, numbers), tokenizer)
     assert (uneven.dispersion > 2 * high)[:, 2:].all()
     assert (uneven.unused > 5 * uneven.unused_expected)[:, 2:].all()

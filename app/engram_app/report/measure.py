@@ -106,9 +106,10 @@ def _corpus(spec: Spec) -> list[dict]:
 
 def _gates(found: Measured, spec: Spec, model, tokenizer, documents: list[dict]) -> None:
     from engram_app.examples import examples
+    from engram_model.memories import memories_of
     from engram_probes import gate_map, gate_profile
 
-    if not model.config.engram_layer_ids:
+    if not memories_of(model):
         found.left_out.append("Gates: the model has no memory.")
         return
     with progress("gates", "texts") as update:
