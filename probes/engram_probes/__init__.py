@@ -10,6 +10,8 @@ _HOME = {
     "RowLoad": "row_use",
     "SlotTrace": "slots",
     "Suppression": "suppression",
+    "TrainingAlignment": "alignment_training",
+    "alignment_over_training": "alignment_training",
     "attribute": "attribution",
     "cka": "alignment",
     "gate_map": "gates",
