@@ -153,7 +153,7 @@ class Alignment(Result):
                 f"No layer of {self.model_a} is like any of {self.model_b}, over "
                 f"{self.samples:,} samples."
             )
-        column, shift = self._largest_shift()
+        column, shift = largest_shift(self.soft_index, self.soft_floor, self.soft_ceiling)
         sure = f" ({self._interval(column)})"
         null = ""
         if self.permutations:
@@ -170,7 +170,7 @@ class Alignment(Result):
         low, high = self.soft_low[column], self.soft_high[column]
         if np.isfinite(low):
             return f"95% interval {low:.1f} to {high:.1f}"
-        return f"no interval: {self.blocks} blocks of documents are too few to draw from"
+        return f"no interval: {self.blocks} blocks of documents are too few, give more documents"
 
     def _others(self, column: int) -> str:
         """What the second opinions say of a column."""
@@ -204,16 +204,6 @@ class Alignment(Result):
             f"Special tokens and position 0 are left out: put back, as {self.sink_share:.1%} of "
             f"the samples, they would change CKA by up to {self.sink_change:+.2f}."
         )
-
-    def _largest_shift(self) -> tuple[int, float]:
-        """Column and shift, of the columns whose own index is one that the line can reach."""
-        layers = np.arange(len(self.soft_index))
-        shift = self.soft_index - layers
-        reachable = (layers >= self.soft_floor) & (layers <= self.soft_ceiling)
-        if np.isfinite(shift[reachable]).any():
-            shift = np.where(reachable, shift, np.nan)
-        column = int(np.nanargmax(np.abs(shift)))
-        return column, float(shift[column])
 
     def to_frame(self) -> "pandas.DataFrame":
         """One row for each pair of layers; measures that were left out have no columns."""
@@ -281,6 +271,17 @@ class Alignment(Result):
         from engram_probes.figures.alignment import alignment_figure
 
         return alignment_figure(self, what)
+
+
+def largest_shift(soft_index: np.ndarray, floor: float, ceiling: float) -> tuple[int, float]:
+    """Column and shift, of the columns whose own index is one that the line can reach."""
+    layers = np.arange(len(soft_index))
+    shift = soft_index - layers
+    reachable = (layers >= floor) & (layers <= ceiling)
+    if np.isfinite(shift[reachable]).any():
+        shift = np.where(reachable, shift, np.nan)
+    column = int(np.nanargmax(np.abs(shift)))
+    return column, float(shift[column])
 
 
 def soft_alignment(matrix: np.ndarray, k: int) -> np.ndarray:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, ClassVar
 import numpy as np
 
 from engram_model.errors import UsageError
+from engram_probes.alignment import largest_shift
 from engram_probes.results import Result
 
 if TYPE_CHECKING:
@@ -89,19 +90,29 @@ class TrainingAlignment(Result):
 
     def summary(self) -> str:
         first, last = (f"{self.tokens[place] / 1e6:,.3g}M" for place in (0, -1))
-        shift = self.soft_index - np.arange(self.soft_index.shape[1])
-        if not np.isfinite(shift[-1]).any():
+        if not np.isfinite(self.soft_index[-1]).any():
             return f"No layer of {self.model} is like any of {self.model_b} at the end."
-        column = int(np.nanargmax(np.abs(shift[-1])))
+        floor = (self.k - 1) / 2  # as far as even weights let the line go
+        ceiling = self.matrix.shape[1] - 1 - floor
+        column, _ = largest_shift(self.soft_index[-1], floor, ceiling)
         late = int(np.argmin(self.final[0]))
         few = "" if np.isfinite(self.soft_low).any() else "; too few documents for intervals"
         return (
             f"Layer {column} of {self.model}, shifted most at the end, is most like layer "
             f"{self._index(0, column)} of {self.model_b} after {first} tokens and "
-            f"{self._index(-1, column)} after {last}; layer {late} changes most, with CKA "
-            f"{self.final[0, late]:.2f} between those two states, over {self.samples:,} samples "
-            f"of {self.documents:,} documents{few}."
+            f"{self._index(-1, column)} after {last}{self._seed(column)}; "
+            f"layer {late} changes most, with CKA {self.final[0, late]:.2f} between those two "
+            f"states, over {self.samples:,} samples of {self.documents:,} documents{few}."
         )
+
+    def _seed(self, column: int) -> str:
+        """What another training of the baseline has at a column."""
+        ends = (self.null_low, self.null_high)
+        if self.null_index is None or column >= len(self.null_index):
+            return ""
+        low, high = (float("nan") if end is None else float(end[column]) for end in ends)
+        sure = f" ({low:.1f} to {high:.1f})" if np.isfinite(low) else ""
+        return f" (that of {self.null_model}: {self.null_index[column]:.1f}{sure})"
 
     def _index(self, checkpoint: int, column: int) -> str:
         said = f"{self.soft_index[checkpoint, column]:.1f}"

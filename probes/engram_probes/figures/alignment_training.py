@@ -26,8 +26,13 @@ def training_figure(result: TrainingAlignment, what: str) -> go.Figure:
         ]
     )
     if what == "soft" and result.null_index is not None:
-        figure.add_trace(_null(result))
-    figure.update_xaxes(title={"text": "tokens trained on"}, type="log")
+        figure.add_trace(_null(result, colours))
+    figure.update_xaxes(
+        title={"text": "tokens trained on"},
+        type="log",
+        tickvals=result.tokens,
+        ticktext=[f"{tokens / 1e6:,.3g}M" for tokens in result.tokens],
+    )
     figure.update_yaxes(title={"text": AXES[what].format(escaped(result.model_b))})
     title = escaped(result.model) + (
         f" over training, against {escaped(result.model_b)}"
@@ -65,19 +70,21 @@ def _line(
             "arrayminus": float32(value - low),
             "thickness": 1,
         },
-        hovertemplate=f"layer {layer}, %{{x:.3s}} tokens: %{{y:.2f}}<extra></extra>",
+        customdata=result.tokens,
+        hovertemplate=f"layer {layer}, %{{customdata:,}} tokens: %{{y:.2f}}<extra></extra>",
     )
 
 
-def _null(result: TrainingAlignment) -> go.Scatter:
-    """Another training of the baseline, at the right end."""
+def _null(result: TrainingAlignment, colours: list[str]) -> go.Scatter:
+    """Another training of the baseline, at the right end, in the layers' colours."""
     assert result.null_index is not None
+    same = len(result.null_index) == len(colours)
     return go.Scatter(
         x=np.full(len(result.null_index), float(result.tokens[-1]) * 1.4),
         y=float32(result.null_index),
         mode="markers",
-        name=f"{escaped(str(result.null_model))},<br>layers 0 to {len(result.null_index) - 1}",
-        marker={"symbol": "line-ew-open", "size": 14, "color": "#666666"},
+        name=f"{escaped(str(result.null_model))}<br>(another seed)",
+        marker={"symbol": "line-ew-open", "size": 14, "color": colours if same else "#666666"},
         hovertemplate="another seed: %{y:.2f}<extra></extra>",
     )
 
