@@ -12,6 +12,8 @@ _HOME = {
     "RowLoad": "row_use",
     "SlotTrace": "slots",
     "Suppression": "suppression",
+    "TrainingAlignment": "alignment_training",
+    "alignment_over_training": "alignment_training",
     "attribute": "attribution",
     "audit_compression": "compression_audit",
     "cka": "alignment",

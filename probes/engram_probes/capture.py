@@ -242,7 +242,7 @@ def check_vocabularies(first: Subject, second: Subject) -> None:
         raise UsageError(
             f"{first.name} and {second.name} have other vocabularies ({sizes[0]:,} and "
             f"{sizes[1]:,} tokens), so their positions do not correspond; compare models of "
-            "one tokenizer"
+            "one tokenizer, or in CKA give the other's as tokenizer_b"
         )
 
 

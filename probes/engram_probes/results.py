@@ -30,6 +30,7 @@ _CLASSES = {
     "lens": "lens.LogitLens",
     "lens-difference": "lens_difference.LensDifference",
     "cka": "alignment.Alignment",
+    "cka-training": "alignment_training.TrainingAlignment",
     "suppress": "suppression.Suppression",
     "slots": "slots.SlotTrace",
     "compression": "compression_audit.CompressionAudit",

@@ -223,6 +223,34 @@ def test_probe_cka(engram, corpus, tmp_path):
     assert (result.model_a, result.model_b) == ("memory", "plain")
 
 
+def test_probe_cka_with_itself_opens_it_once(engram, corpus):
+    words = ("--twin", "memory", "--data", corpus, "--k", 1, "--permutations", 0, "--no-sinks")
+    code, out, err = engram("probe", "cka", "memory", *words)
+    rows = [line.split("\t") for line in out.splitlines()[1:]]
+    assert code == 0 and err.count("opening") == 1 and "put back" not in out
+    assert rows[0] == ["layer", "like", "low", "high", "neighbours", "procrustes", "rsa"]
+    assert [row[1] for row in rows[1:]] == ["0", "1", "2"]
+
+
+def test_probe_cka_over_training(engram, pair, corpus, tmp_path):
+    steps = []
+    for place, step in ((1, 10), (2, 20)):
+        folder = shutil.copytree(pair / "memory", tmp_path / f"step-{place}")
+        log = {"step": step, "tokens_per_step": 64}
+        (folder / "training_log.json").write_text(json.dumps(log))
+        steps.append(folder)
+    words = ("--twin", "plain", "--null", "plain", "--data", corpus, "--k", 2)
+    last = ("probe", "cka", steps[1], *words, "--steps", steps[0])
+    code, out, _ = engram(*last, "--out", tmp_path / "out", "--json")
+    document, result = json.loads(out), ep.load_result(tmp_path / "out")
+    assert code == 0 and document["kind"] == "cka-training"
+    assert result.checkpoints == ("step-1", "step-2") and result.null_model == "plain"
+    assert [row["tokens"] for row in document["table"]] == [640] * 3 + [1280] * 3
+    assert document["table"][4]["like"] == pytest.approx(result.soft_index[1, 1])
+    code, _, err = engram("probe", "cka", steps[1], *words)
+    assert code == 2 and "--null is for --steps" in err
+
+
 def test_probe_suppress(engram, tmp_path):
     words = ("probe", "suppress", "memory", "--tasks", "arith,phrases", "--items", 3)
     code, out, err = engram(*words, "--out", tmp_path, "--json")

@@ -95,6 +95,16 @@ def alignment(engram, twin, tokenizer, texts):
 
 
 @pytest.fixture(scope="session")
+def training_alignment(engram, twin, make_model, tokenizer, texts):
+    import engram_probes as ep
+
+    checkpoints = [make_model(streams=4, seed=5), engram]
+    return ep.alignment_over_training(
+        checkpoints, twin, tokenizer, texts, tokens=[100, 900], k=2, batch_size=4
+    )
+
+
+@pytest.fixture(scope="session")
 def questions():
     """Records of two tasks: who counts (four people, some options alike), and what is lost."""
     people = ("harbour master", "miller", "boatman", "smith")

@@ -18,6 +18,7 @@ from engram_model.errors import CheckpointError
         "lens",
         "text_lens",
         "alignment",
+        "training_alignment",
         "attribution",
         "difference",
         "suppression",
