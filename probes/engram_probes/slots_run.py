@@ -1,6 +1,6 @@
 """How `inspect_slots` finds its numbers."""
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -12,9 +12,6 @@ from engram_probes.provenance import Provenance, versions
 from engram_probes.slot_index import SlotIndex, build_index
 from engram_probes.slots import SlotTrace
 from engram_probes.text import describe_texts, token_texts
-
-if TYPE_CHECKING:
-    pass
 
 
 def index_of(tables: MemoryTables, tokenizer, corpus: Any, progress) -> SlotIndex:
