@@ -43,15 +43,22 @@ def chunk_size(vocabulary: int, device: torch.device) -> int:
 
 
 def measure(
-    subject: Subject, residuals: Residuals, batch: list[list[int]], topk: int, chunk: int
+    subject: Subject,
+    residuals: Residuals,
+    batch: list[list[int]],
+    chosen: list[np.ndarray],
+    topk: int,
+    chunk: int,
 ) -> list[TokenValues]:
-    """The lens of each document of a batch."""
+    """The lens of each document of a batch, at its chosen positions, at least one of each."""
     _check_head(subject, residuals)
-    lengths = [len(ids) for ids in batch]
+    lengths = [len(places) for places in chosen]
     row = np.repeat(np.arange(len(batch)), lengths)
-    column = np.concatenate([np.arange(length) for length in lengths])
+    column = np.concatenate(chosen)
     # What follows a document's last token is not known; its own stands in and is not used.
-    following = np.concatenate([[*ids[1:], ids[-1]] for ids in batch])
+    following = np.concatenate(
+        [np.array([*ids[1:], ids[-1]])[places] for ids, places in zip(batch, chosen, strict=True)]
+    )
     parts = []
     for start in range(0, len(row), chunk):
         these = slice(start, start + chunk)
