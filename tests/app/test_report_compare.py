@@ -122,5 +122,5 @@ def test_wrong_use(engram, runs, tmp_path):
     old = tmp_path / "old"
     old.mkdir()
     (old / "report.json").write_text('{"schema": "engram.report/1"}')
-    with pytest.raises(CheckpointError, match="of schema engram.report/1, this version compares"):
+    with pytest.raises(CheckpointError, match=r"of schema engram\.report/1, this version compares"):
         write_comparison(old, runs / "first", None)

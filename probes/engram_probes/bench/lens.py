@@ -56,7 +56,7 @@ def _lens(machine: Machine, subject: Subject, tokens: int, bound: float) -> Row:
                 subject.head(subject.norm(depth[0, start : start + chunk]))
 
     def ours() -> TokenValues:
-        return measure(subject, residuals, [ids], TOPK, chunk)[0]
+        return measure(subject, residuals, [ids], [np.arange(tokens)], TOPK, chunk)[0]
 
     functions: dict[str, Callable] = {"ours": ours, "products alone": products}
     found = ours()
@@ -142,7 +142,7 @@ def lens_peer(machine: Machine) -> Iterator[Row]:
 def _ours(subject: Subject, ids: list[int]) -> Tensor:
     """KL, its reverse, entropy and rank, [4, D, p]."""
     chunk = chunk_size(subject.model.config.vocab_size, subject.model.device)
-    [found] = measure(subject, subject.residuals([ids]), [ids], TOPK, chunk)
+    [found] = measure(subject, subject.residuals([ids]), [ids], [np.arange(len(ids))], TOPK, chunk)
     names = list(METRICS)
     wanted = [names.index(name) for name in ("kl", "kl_reverse", "entropy", "rank")]
     values = torch.from_numpy(found.values[wanted])
