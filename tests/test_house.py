@@ -30,7 +30,7 @@ ONLY_IN = {
     "plotly": ["probes/engram_probes/figures/"],
     "streamlit": ["app/engram_app/explorer/"],
     "typer": ["app/engram_app/"],
-    "transformer_lens": ["engram_model/bridge.py"],
+    "transformer_lens": ["engram_model/bridge.py", "engram_model/bridge_patching.py"],
 }
 
 
