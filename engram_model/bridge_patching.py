@@ -73,10 +73,11 @@ def _memory_nodes(bridge: TransformerBridge, layer: int) -> list[Node]:
         for order in range(2, config.engram_max_ngram_size + 1)
         for head in range(config.engram_n_heads)
     ]
+    gate = [Node(f"{label}gate", "gate", f"{hook}gate")] if config.engram_gate != "none" else []
     return [
         *(Node(name, "row", f"{hook}rows", unit) for unit, name in enumerate(columns)),
         Node(f"{label}rows", "rows", f"{hook}rows"),
-        Node(f"{label}gate", "gate", f"{hook}gate"),
+        *gate,
         Node(f"{label}out", "memory", f"{hook}out"),
     ]
 
@@ -119,7 +120,7 @@ def estimates(
         with torch.enable_grad(), _inputs_between(bridge, receiver, source, share):
             cache = cache_activation_and_gradient(bridge, tokens, _single(metric), _hooks(nodes))
         for name, gradient in cache.gradients.items():
-            if gradient is not None:  # as behind a gate that is always open
+            if gradient is not None:
                 totals[name] = totals.get(name, 0) + gradient.float() / steps
     gaps = {
         name: (source[name] - receiver[name]).float() * totals.get(name, torch.zeros(()).to(tokens))

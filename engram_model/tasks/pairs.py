@@ -39,7 +39,7 @@ def pair_of(record: Any, where: str) -> Pair:
     """
     if isinstance(record, Pair):
         return record
-    found = [record.get(name) if isinstance(record, dict) else None for name in FIELDS]
+    found: list[Any] = [record.get(name) if isinstance(record, dict) else None for name in FIELDS]
     if not all(isinstance(text, str) and text for text in found):
         raise CorpusError(f"{where} is no pair: it needs the texts {', '.join(FIELDS)}")
     return Pair(*found)
@@ -81,10 +81,11 @@ def world_pairs(source: world.World, tokenizer, most: int | None, seed: int = 0)
     for i in np.random.default_rng(seed).permutation(len(items)):
         if len(pairs) == most:
             break
-        person = next((known[w] for w in re.findall(r"\w+", items[i]["prompt"]) if w in known), None)
-        relation = person and _relation(person, items[i]["answer"])
-        if not relation:
+        named = [word for word in re.findall(r"\w+", items[i]["prompt"]) if word in known]
+        relation = _relation(known[named[0]], items[i]["answer"]) if named else None
+        if relation is None:
             continue  # already in a pair, or two facts have this answer
+        person = known[named[0]]
         others = [
             other
             for other in known.values()

@@ -3,6 +3,7 @@
 _HOME = {
     "Alignment": "alignment",
     "Attribution": "attribution",
+    "AttributionPatching": "patching",
     "GateMap": "gates",
     "GateProfile": "gate_profiles",
     "LinearProbe": "linear",
@@ -11,6 +12,7 @@ _HOME = {
     "SlotTrace": "slots",
     "Suppression": "suppression",
     "attribute": "attribution",
+    "attribution_patching": "patching",
     "cka": "alignment",
     "gate_map": "gates",
     "gate_profile": "gate_profiles",

@@ -20,6 +20,7 @@ DRAWS = 20
 WRITERS = ("embed", "attention", "mlp", "memory")  # kinds of nodes that do not nest
 ROLES = ("inside", "end of change", "between", "last")
 WHATS = ("exact", "estimate")
+NOTHING = 1e-4  # logits; rounding of a patch that changes nothing
 VIEWS = ("heatmap", "bars", "check")
 
 
@@ -41,6 +42,7 @@ class AttributionPatching(Result):
         estimate, exact: what patching a node at a place adds to the metric, [I, N, P]; NaN where a
             pair has no such place, and in `exact` where it was not measured.
         null_estimate, null_exact: the same from texts that are about neither, [D, N, P].
+        null_pairs: [D] the pair whose run was patched.
         chosen: why the exact effect was measured, [N, P]: 0 it was not, 1 the estimate is among
             the largest, 2 drawn at random, 3 all were.
         tried: pairs that were read; those with an answer the model does not give are left out.
@@ -55,6 +57,7 @@ class AttributionPatching(Result):
         "exact": ("pair", "node", "place"),
         "null_estimate": ("draw", "node", "place"),
         "null_exact": ("draw", "node", "place"),
+        "null_pairs": ("draw",),
         "chosen": ("node", "place"),
     }
     units: ClassVar[dict[str, str]] = {
@@ -78,6 +81,7 @@ class AttributionPatching(Result):
     exact: np.ndarray
     null_estimate: np.ndarray
     null_exact: np.ndarray
+    null_pairs: np.ndarray
     chosen: np.ndarray
 
     @property
@@ -108,31 +112,47 @@ class AttributionPatching(Result):
         self._check(what)
         return _mean(getattr(self, f"null_{what}")), *self._intervals[f"null_{what}"]
 
+    def beyond_null(self, what: str = "exact") -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Effect less that of the null, pair by pair: mean and interval [N, P], as `null`'s.
+
+        What is left is due to what the text says of its own subject.
+        """
+        self._check(what)
+        return _mean(self._beyond(what)), *self._intervals[f"beyond_{what}"]
+
     @cached_property
     def _intervals(self) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-        seed = self.provenance.seed or 0
         found = {}
-        for what in ("estimate", "exact", "null_estimate", "null_exact"):
-            values = getattr(self, what)
-            if self.pairs == 1 and what.startswith("null"):
-                found[what] = tuple(np.percentile(values, [2.5, 97.5], axis=0))
-                continue
-            known = np.isfinite(values)
-            found[what] = ratio_interval(np.where(known, values, 0), known, seed)
+        for what in WHATS:
+            found[what] = self._drawn(getattr(self, what))
+            found[f"null_{what}"] = self._drawn(getattr(self, f"null_{what}"))
+            found[f"beyond_{what}"] = self._drawn(self._beyond(what))
         return found
+
+    def _drawn(self, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        if self.pairs == 1 and len(values) > 1:  # draws of the null
+            low, high = np.percentile(values, [2.5, 97.5], axis=0)
+            return low, high
+        known = np.isfinite(values)
+        return ratio_interval(np.where(known, values, 0), known, self.provenance.seed or 0)
+
+    def _beyond(self, what: str) -> np.ndarray:
+        return getattr(self, what)[self.null_pairs] - getattr(self, f"null_{what}")
 
     def agreement(self) -> dict[str, Any]:
         """How good the estimate is, cell by cell (node and place) of every pair.
 
         `correlation` (Pearson), `rank_correlation` and `slope` of exact on estimate are of the
         cells drawn at random, or of all if all were measured: of the largest alone they would
-        flatter. `largest_error` is of all measured, in logits, at `where`. `missing` is by how
-        much the estimates of all inputs, embedding and rows, miss the change of the metric if all
-        are patched, as a share of it; integrated gradients bring it to zero.
+        flatter. Cells that hold the same in both runs are left out. `largest_error` is of all
+        measured, in logits, at `where`. `missing` is by how much the estimates of all inputs,
+        embedding and rows, miss the change of the metric if all are patched, as a share of it;
+        integrated gradients bring it to zero.
         """
         from scipy.stats import pearsonr, spearmanr
 
-        fair = (self.chosen >= 2) & np.isfinite(self.exact)
+        patched = (self.estimate != 0) | (np.abs(self.exact) > NOTHING)
+        fair = (self.chosen >= 2) & np.isfinite(self.exact) & patched
         estimate, exact = self.estimate[fair], self.exact[fair]
         varied = len(exact) > 2 and np.ptp(estimate) > 0 and np.ptp(exact) > 0
         error = np.where(np.isfinite(self.exact), np.abs(self.estimate - self.exact), -1)
@@ -177,7 +197,8 @@ class AttributionPatching(Result):
         values = np.abs(np.nan_to_num(self.mean(what or self.best)))
         values[~np.isin(self.kinds, WRITERS)] = -1
         order = np.argsort(-values, axis=None, kind="stable")[:most]
-        return [tuple(map(int, np.unravel_index(i, values.shape))) for i in order]
+        nodes, places = np.unravel_index(order, values.shape)
+        return list(zip(nodes.tolist(), places.tolist(), strict=True))
 
     def facts(self) -> dict:
         agreement = self.agreement()
@@ -193,19 +214,23 @@ class AttributionPatching(Result):
     def summary(self) -> str:
         agreement, values = self.agreement(), self.mean(self.best)
         told = "measured" if self.best == "exact" else "estimated"
+        null = self.null(self.best)[0]
         largest = ", ".join(
-            f"{self.nodes[n]} at {self.places[p]} {values[n, p]:+.2f}"
+            f"{self.nodes[n]} at {self.places[p]} {values[n, p]:+.2f} ({null[n, p]:+.2f})"
             for n, p in self.strongest(3)
         )
         of = "one pair" if self.pairs == 1 else f"{self.pairs} of {self.tried} pairs"
         share = self.shares().get("memory")
         memory = "" if share is None else f"; memories have {share:.0%} of all effects' size"
+        checked = (
+            f"correlate {agreement['correlation']:.2f} with exact effects of "
+            f"{agreement['cells']:,} cells and are off by {agreement['largest_error']:.2f} logits "
+            f"at most ({agreement['where']})"
+        )
         return (
             f"Patched one by one ({self.direction}, {of}), nodes {told} to do most of the "
-            f"{self.gap:+.2f} logits between the runs: {largest}{memory}. Estimates from gradients "
-            f"correlate {agreement['correlation']:.2f} with exact effects of {agreement['cells']:,} "
-            f"cells and are off by {agreement['largest_error']:.2f} logits at most "
-            f"({agreement['where']})."
+            f"{self.gap:+.2f} logits between the runs, and in brackets what a text about neither "
+            f"does there: {largest}{memory}. Estimates from gradients {checked}."
         )
 
     def to_frame(self) -> "pandas.DataFrame":
@@ -222,14 +247,15 @@ class AttributionPatching(Result):
         }
         for what in WHATS:
             low, high = self.interval(what)
-            mean, null_low, null_high = self.null(what)
+            beyond, beyond_low, beyond_high = self.beyond_null(what)
             columns |= {
                 what: self.mean(what).ravel(),
                 f"{what}_low": low.ravel(),
                 f"{what}_high": high.ravel(),
-                f"{what}_null": mean.ravel(),
-                f"{what}_null_low": null_low.ravel(),
-                f"{what}_null_high": null_high.ravel(),
+                f"{what}_null": self.null(what)[0].ravel(),
+                f"{what}_beyond": beyond.ravel(),
+                f"{what}_beyond_low": beyond_low.ravel(),
+                f"{what}_beyond_high": beyond_high.ravel(),
             }
         return pd.DataFrame({**columns, "chosen": self.chosen.ravel()})
 

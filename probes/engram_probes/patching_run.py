@@ -100,7 +100,7 @@ def run(
     model,
     tokenizer,
     clean: Any,
-    given: tuple[str | None, Any, Any],
+    given: tuple[Any, Any, Any],
     direction: str,
     steps: int,
     heads: bool,
@@ -113,7 +113,7 @@ def run(
     bridge = as_bridge(model, tokenizer)
     pairs = _pairs(clean, given)
     training = bridge.original_model.training
-    bridge.eval()
+    bridge.original_model.eval()  # no dropout
     try:
         prompts = [_prompt(subject, tokenizer, pair) for pair in pairs]
         patcher = Patcher(bridge, nodes_of(bridge, heads), steps)
@@ -122,7 +122,7 @@ def run(
         sources = _null_sources(prompts, tokenizer, subject, direction, draws, seed)
         arrays = _effects(patcher, prompts, sources, direction, check, seed, one, progress)
     finally:
-        bridge.train(training)
+        bridge.original_model.train(training)
     first, nodes = prompts[0], patcher.nodes
     start = first.changed.start
     texts = [token_texts(tokenizer, ids) if one else () for ids in (first.clean, first.corrupted)]
@@ -137,8 +137,8 @@ def run(
                 "steps": steps,
                 "heads": heads,
                 "check": check,
-                "draws": draws if one else None,
-                "null": "random tokens" if one else "other pairs",
+                "draws": draws if len(prompts) == 1 else None,
+                "null": "random tokens" if len(prompts) == 1 else "other pairs",
             },
             seed,
         ),
@@ -159,7 +159,7 @@ def run(
     )
 
 
-def _pairs(clean: Any, given: tuple[str | None, Any, Any]) -> list[Pair]:
+def _pairs(clean: Any, given: tuple[Any, Any, Any]) -> list[Pair]:
     if isinstance(clean, str):
         return [Pair(clean, *given)]
     if isinstance(clean, dict) or not isinstance(clean, Iterable):
@@ -229,10 +229,7 @@ def _answered(
 ) -> tuple[list[Prompt], np.ndarray]:
     """Of several, the pairs to both of whose texts the model prefers the right answer."""
     metric = np.array(
-        [
-            [patcher.values(ids, _metric(p))[1] for ids in (p.clean, p.corrupted)]
-            for p in prompts
-        ]
+        [[patcher.values(ids, _metric(p))[1] for ids in (p.clean, p.corrupted)] for p in prompts]
     )
     if one:
         if metric[0, 0] == metric[0, 1]:
@@ -276,7 +273,8 @@ def _null_sources(
             other.runs(direction)[1][other.changed]
             for other in prompts
             if other is not prompt
-            and other.changed.stop - other.changed.start == prompt.changed.stop - prompt.changed.start
+            and other.changed.stop - other.changed.start
+            == prompt.changed.stop - prompt.changed.start
             and not {other.target, other.against} & {prompt.target, prompt.against}
         ]
         drawn = [spans[generator.integers(len(spans))]] if spans else []
@@ -318,6 +316,7 @@ def _effects(
         "exact": np.array(exact[: len(passes)]),
         "null_estimate": np.array(estimate[len(passes) :]),
         "null_exact": np.array(exact[len(passes) :]),
+        "null_pairs": np.repeat(np.arange(len(prompts)), [len(found) for found in sources]),
         "chosen": chosen,
     }
 
@@ -364,9 +363,7 @@ def _layer(node: Node) -> int:
 
 
 def _labels(clean: tuple[str, ...], corrupted: tuple[str, ...]) -> tuple[str, ...]:
-    return tuple(
-        a if a == b else f"{a}/{b}" for a, b in zip(clean, corrupted, strict=True)
-    )
+    return tuple(a if a == b else f"{a}/{b}" for a, b in zip(clean, corrupted, strict=True))
 
 
 def _report(progress: Progress | None, done: int, total: int) -> None:

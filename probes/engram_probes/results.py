@@ -34,6 +34,7 @@ _CLASSES = {
     "slots": "slots.SlotTrace",
     "row-load": "row_use.RowLoad",
     "linear": "linear.LinearProbe",
+    "patch": "patching.AttributionPatching",
 }
 
 

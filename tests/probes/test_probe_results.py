@@ -24,6 +24,7 @@ from engram_model.errors import CheckpointError
         "slots",
         "row_load",
         "linear",
+        "patching",
     ]
 )
 def result(request):
