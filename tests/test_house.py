@@ -32,6 +32,7 @@ ONLY_IN = {
     "typer": ["app/engram_app/"],
     "transformer_lens": [
         "engram_model/bridge.py",
+        "engram_model/bridge_patching.py",
         "engram_model/bridge_qwen.py",
         "probes/engram_probes/bench/",
     ],

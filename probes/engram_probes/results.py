@@ -37,6 +37,7 @@ _CLASSES = {
     "row-contexts": "contexts.RowContexts",
     "row-load": "row_use.RowLoad",
     "linear": "linear.LinearProbe",
+    "patch": "patching.AttributionPatching",
 }
 
 

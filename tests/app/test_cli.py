@@ -151,6 +151,26 @@ def test_probe_attribute(engram, tmp_path):
     assert code == 0 and out.splitlines()[-1].startswith("remainder\tremainder\t")
 
 
+def test_probe_patch(engram, tmp_path):
+    other = TEXT.replace("Ostrava", "Varnholm")
+    words = ("probe", "patch", "memory", "--text", TEXT, "--target", " the", "--against", " boats")
+    words = (*words, "--steps", 2, "--draws", 2, "--check", 3)
+    code, out, _ = engram(*words, "--corrupted", other, "--out", tmp_path, "--json")
+    document, result = json.loads(out), ep.load_result(tmp_path)
+    assert code == 0 and document["summary"] == result.summary() and result.steps == 2
+    node, place = result.strongest(1)[0]
+    first = document["table"][0]
+    assert (first["node"], first["place"]) == (result.nodes[node], result.places[place])
+    assert first["estimate"] == pytest.approx(result.estimate[0, node, place])
+    pairs = tmp_path / "pairs.jsonl"
+    record = {"clean": TEXT, "corrupted": other, "target": " the", "against": " boats"}
+    turned = {**record, "target": " boats", "against": " the"}
+    pairs.write_text("\n".join(map(json.dumps, (record, turned))))
+    code, _, err = engram("probe", "patch", "memory", "--pairs", pairs, "--steps", 1)
+    known = result.metric[0, 0] * result.metric[0, 1] < 0  # one of the two is then right
+    assert (code, "of none of the 2 pairs" in err) == ((0, False) if known else (2, True))
+
+
 def test_probe_edit(engram, corpus, tmp_path):
     from engram_model.row_patch import RowPatch
 
@@ -495,6 +515,14 @@ ERRORS = {
         2, "give two different ones",
     ),
     "missing option": (("probe", "attribute", "memory"), 2, "Missing option '--text'"),
+    "one text to patch": (("probe", "patch", "memory", "--text", "a"), 2, "needs --corrupted"),
+    "two kinds of pairs": (
+        ("probe", "patch", "memory", "--text", "a", "--data", "world:"),
+        2,
+        "one of --text, --pairs and --data",
+    ),
+    "corrupted alone": (("probe", "patch", "memory", "--corrupted", "a"), 2, "go with --text"),
+    "pairs of a corpus": (("probe", "patch", "memory", "--data", "text:a"), 2, "give a world:"),
     "no number": (("world", "--out", "{bad}/w", "--tokens", "many"), 2, "no number of tokens"),
     "no such field": (
         ("train", "engram-tiny", "--data", "world:", "--out", "{bad}/t", "--set", "depth=3"),

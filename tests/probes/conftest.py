@@ -161,3 +161,13 @@ def attribution(engram, tokenizer, texts):
     import engram_probes as ep
 
     return ep.attribute(engram, tokenizer, texts[1], draws=50)
+
+
+@pytest.fixture(scope="session")
+def patching(engram, tokenizer):
+    import engram_probes as ep
+
+    clean, corrupted = (
+        f"The harbour master of {town} counts the boats" for town in ("Varnholm", "Ostrava")
+    )
+    return ep.attribution_patching(engram, tokenizer, clean, corrupted, " boats", " wheel", draws=3)

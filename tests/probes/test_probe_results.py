@@ -27,6 +27,7 @@ from engram_model.errors import CheckpointError
         "contexts",
         "audit",
         "linear",
+        "patching",
     ]
 )
 def result(request):
