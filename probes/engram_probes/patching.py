@@ -202,17 +202,18 @@ class AttributionPatching(Result):
 
     def facts(self) -> dict:
         agreement = self.agreement()
+        found = agreement["correlation"]
         return {
             "model": self.provenance.models[0]["name"],
             "pairs": self.pairs,
             "gap": round(self.gap, 3),
             "memory": round(self.shares().get("memory", 0.0), 3),
-            "correlation": round(agreement["correlation"], 3),
+            **({"correlation": round(found, 3)} if np.isfinite(found) else {}),
             "largest_error": round(agreement["largest_error"], 3),
         }
 
     def summary(self) -> str:
-        agreement, values = self.agreement(), self.mean(self.best)
+        values = self.mean(self.best)
         told = "measured" if self.best == "exact" else "estimated"
         null = self.null(self.best)[0]
         largest = ", ".join(
@@ -222,15 +223,20 @@ class AttributionPatching(Result):
         of = "one pair" if self.pairs == 1 else f"{self.pairs} of {self.tried} pairs"
         share = self.shares().get("memory")
         memory = "" if share is None else f"; memories have {share:.0%} of all effects' size"
-        checked = (
-            f"correlate {agreement['correlation']:.2f} with exact effects of "
-            f"{agreement['cells']:,} cells and are off by {agreement['largest_error']:.2f} logits "
-            f"at most ({agreement['where']})"
-        )
         return (
             f"Patched one by one ({self.direction}, {of}), nodes {told} to do most of the "
             f"{self.gap:+.2f} logits between the runs, and in brackets what a text about neither "
-            f"does there: {largest}{memory}. Estimates from gradients {checked}."
+            f"does there: {largest}{memory}. {self._checked()}."
+        )
+
+    def _checked(self) -> str:
+        found = self.agreement()
+        error = f"off by {found['largest_error']:.2f} logits at most ({found['where']})"
+        if not np.isfinite(found["correlation"]):
+            return f"Estimates from gradients are {error}"
+        return (
+            f"Estimates from gradients correlate {found['correlation']:.2f} with exact effects of "
+            f"{found['cells']:,} cells and are {error}"
         )
 
     def to_frame(self) -> "pandas.DataFrame":
