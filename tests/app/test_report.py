@@ -299,7 +299,10 @@ def test_checks_of_a_config(engram, pair, tmp_path):
         ("[lens]\npositions = '4Q'", "'4Q' is no number of tokens"),
         ("[lens]\nby = 1", "[lens] by = 1: use one of '', 'mechanism'"),
         ("probes = ['cka']", "cka cannot be measured: it compares two models and no twin was"),
-        ("[attribute]\ntarget = 'two words'", "attribute cannot be measured: "),
+        (
+            "probes = ['attribute']\n[attribute]\ntarget = 'two words'",
+            "attribute cannot be measured: ",
+        ),
     ],
 )
 def test_configs_that_cannot_be_understood(engram, pair, tmp_path, text, message):

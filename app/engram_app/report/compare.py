@@ -7,7 +7,7 @@ both. Otherwise the runs count as independent and the interval is put together f
 """
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -49,11 +49,17 @@ class Change:
     """
 
     number: KeyNumber
-    second: float
+    second: KeyNumber
     difference: float
     low: float | None
     high: float | None
     paired: bool
+
+    @property
+    def name(self) -> str:
+        """What it is; in both runs, where it is not quite the same."""
+        ours, theirs = self.number.name, self.second.name
+        return ours if ours == theirs else f"{ours}; second: {theirs}"
 
     @property
     def verdict(self) -> str:
@@ -67,10 +73,10 @@ class Change:
     def to_dict(self) -> dict[str, Any]:
         return {
             "id": self.number.id,
-            "name": self.number.name,
+            "name": self.name,
             "unit": self.number.unit,
             "first": self.number.value,
-            "second": self.second,
+            "second": self.second.value,
             "difference": self.difference,
             "low": self.low,
             "high": self.high,
@@ -126,19 +132,20 @@ def compare(first: Run, second: Run, seed: int = 0) -> list[Change]:
 def _change(ours: KeyNumber, theirs: KeyNumber, paired: Interval | None) -> Change:
     difference = ours.value - theirs.value
     if paired is not None and all(value == value for value in paired):
-        return Change(ours, theirs.value, *paired, True)
+        return Change(ours, theirs, *paired, True)
     if None in (ours.low, ours.high, theirs.low, theirs.high):
-        return Change(ours, theirs.value, difference, None, None, False)
+        return Change(ours, theirs, difference, None, None, False)
     assert ours.low is not None and ours.high is not None
     assert theirs.low is not None and theirs.high is not None
     below = ((ours.value - ours.low) ** 2 + (theirs.high - theirs.value) ** 2) ** 0.5
     above = ((ours.high - ours.value) ** 2 + (theirs.value - theirs.low) ** 2) ** 0.5
-    return Change(ours, theirs.value, difference, difference - below, difference + above, False)
+    return Change(ours, theirs, difference, difference - below, difference + above, False)
 
 
 def differing(first: Run, second: Run) -> list[tuple[str, str, str]]:
     """What differs in provenance and options: name, of the first, of the second."""
-    flat = [dict(_flat(run)) for run in (first, second)]
+    both = first.report["spec"]["probes"].keys() & second.report["spec"]["probes"].keys()
+    flat = [dict(_flat(run, both)) for run in (first, second)]
     return [
         (name, flat[0].get(name, "–"), flat[1].get(name, "–"))
         for name in dict.fromkeys((*flat[0], *flat[1]))
@@ -146,7 +153,7 @@ def differing(first: Run, second: Run) -> list[tuple[str, str, str]]:
     ]
 
 
-def _flat(run: Run) -> Iterator[tuple[str, str]]:
+def _flat(run: Run, probes: Set[str]) -> Iterator[tuple[str, str]]:
     came, spec = run.report["provenance"], run.report["spec"]
     for which, model in zip(("model", "twin"), came["models"], strict=False):
         for name in ("name", "weights_sha256", "dtype", "device"):
@@ -159,8 +166,9 @@ def _flat(run: Run) -> Iterator[tuple[str, str]]:
     yield from came["versions"].items()
     yield "Python", came["python"]
     yield "machine", came["platform"]
+    yield "probes", ", ".join(spec["probes"])
     for probe, options in spec["probes"].items():
-        for option, value in options.items():
+        for option, value in options.items() if probe in probes else ():
             yield f"[{probe}] {option}", json.dumps(value)
 
 

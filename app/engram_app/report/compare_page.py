@@ -75,7 +75,7 @@ def summary(document: dict[str, Any]) -> str:
         else (f"None of {total} numbers can be told to differ")
     )
     undecided, without = verdicts.count("undecided"), verdicts.count("no interval")
-    return f"{said}; {undecided} are undecided and {without} have no interval."
+    return f"{said}; undecided: {undecided}; without an interval: {without}."
 
 
 def rows(document: dict[str, Any]) -> list[list[str]]:

@@ -2,6 +2,7 @@
 
 import time
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -29,11 +30,11 @@ class Stage:
     seconds: float
     notes: list[str] = field(default_factory=list)
 
-    @property
+    @cached_property
     def section(self) -> Section:
         return self.part.section(self.results)
 
-    @property
+    @cached_property
     def numbers(self) -> list[KeyNumber]:
         return self.part.key_numbers(self.results)
 

@@ -17,6 +17,8 @@ from engram_app.report.parts.base import (
 )
 from engram_probes.gate_profiles import WHAT, GateProfile
 
+FEW_ENDS = 30
+
 
 @dataclass(frozen=True)
 class Profile(Part):
@@ -89,6 +91,15 @@ class Profile(Part):
             KeyNumber("gates.auc", name, value, "0.5 is chance", over, headline=False),
             *numbers,
         ]
+
+    def alerts(self, results: Results) -> list[str]:
+        profile = _profile(results)
+        few = [
+            f"{number:,} ends of a {WHAT[label]}"
+            for label, number in zip(profile.labels, profile.positives, strict=True)
+            if 0 < number < FEW_ENDS
+        ]
+        return [f"The AUC of the gates is over {' and '.join(few)} only."] if few else []
 
 
 def _profile(results: Results) -> GateProfile:

@@ -65,11 +65,12 @@ class Gates(Part):
         maps = _maps(results)
         name, first = next(iter(maps.items()))
         layers = ", ".join(map(str, first.layers))
+        reads = f"Layers {layers} look" if len(first.layers) > 1 else f"Layer {layers} looks"
         return Section(
             finding=self._finding(maps),
             method=(
-                f"Layers {layers} look up rows of a table by the last tokens; a "
-                "gate, one for each residual stream, lets part of the value into the stream. "
+                f"{reads} up rows of a table by the last tokens; a gate, "
+                "one for each residual stream, lets part of the value into the stream. "
                 "Colour is the norm of what was added over the norm of the residual it entered, "
                 "all streams together: a gate alone is not a contribution."
             ),

@@ -21,16 +21,16 @@ from engram_probes.linear import LinearProbe
 
 @dataclass(frozen=True)
 class Linear(Part):
-    """Options as of `engram_probes.linear.probe`. depths: none: all."""
+    """Options as of `engram_probes.linear.probe`; no depths: all."""
 
     name = "linear"
     title = "What can be read from each depth"
     question = "What does the residual say to a linear probe, beyond what the tokens say?"
     rank = 6
 
-    label: str = "tier"
+    label: str = "mechanism"
     at: Literal["", "next", "entity"] = ""
-    positions: Count = 600
+    positions: Count = 300
     depths: tuple[int, ...] = ()
     folds: Count = 5
     classes: Count = 10
