@@ -58,7 +58,7 @@ def compare_logits(
     """
     if choose_backend(backend, logits, final) == "triton":
         return _compare_triton(logits, final, final_log_sum, targets, final_top)
-    log = logits.float().log_softmax(-1)
+    log = logits.float() - logits.float().logsumexp(-1, keepdim=True)
     final_log = final.float() - final_log_sum[:, None]
     probs, final_probs = log.exp(), final_log.exp()
     mixed = torch.special.entr((probs + final_probs) / 2).sum(-1)

@@ -522,7 +522,11 @@ ERRORS = {
         "one of --text, --pairs and --data",
     ),
     "corrupted alone": (("probe", "patch", "memory", "--corrupted", "a"), 2, "go with --text"),
-    "pairs of a corpus": (("probe", "patch", "memory", "--data", "text:a"), 2, "give a world:"),
+    "pairs of two worlds": (
+        ("probe", "patch", "memory", "--data", "world: + world:"),
+        2,
+        "give a world:",
+    ),
     "no number": (("world", "--out", "{bad}/w", "--tokens", "many"), 2, "no number of tokens"),
     "no such field": (
         ("train", "engram-tiny", "--data", "world:", "--out", "{bad}/t", "--set", "depth=3"),
