@@ -1,13 +1,14 @@
 """TransformerLens: hooks on the memory and on the streams, and a cache that knows both.
 
-The only module that touches TransformerLens. `hooked(model, tokenizer)` gives a TransformerBridge
-with the standard names and `blocks.N.engram.hook_*`; its cache's decompositions contain the memory
-and add up, on one residual stream and on several.
+With `bridge_qwen` the only module that touches TransformerLens. `hooked(model, tokenizer)` gives a
+TransformerBridge with the standard names and `blocks.N.engram.hook_*`; its cache's decompositions
+contain the memory and add up, on one residual stream and on several.
 """
 
 import copy
 import re
 from collections.abc import Iterator
+from contextlib import contextmanager
 from tempfile import TemporaryDirectory
 from typing import Any
 
@@ -15,7 +16,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from transformer_lens.ActivationCache import ActivationCache
-from transformer_lens.factories.architecture_adapter_factory import SUPPORTED_ARCHITECTURES
+from transformer_lens.factories.architecture_adapter_factory import (
+    SUPPORTED_ARCHITECTURES,
+    ArchitectureAdapterFactory,
+)
 from transformer_lens.hook_points import HookPoint
 from transformer_lens.model_bridge import TransformerBridge
 from transformer_lens.model_bridge.generalized_components import MLABlockBridge
@@ -37,7 +41,8 @@ from engram_model.memory import HOOKS
 # What `EngramCache.readings` at the end of the model is made of.
 WRITERS = re.compile(
     r"hook_(pos_)?embed|ln_final\.hook_scale|blocks\.\d+\."
-    r"(hook_out|(attn|mlp|ln1_post|ln2_post)\.hook_out|attn\.hook_z|(attn|mlp)_hc\.hook_(post|comb)"
+    r"(hook_out|((linear_)?attn|mlp|ln1_post|ln2_post)\.hook_out|attn\.hook_z"
+    r"|(attn|mlp)_hc\.hook_(post|comb)"
     r"|engram\.hook_(slots|rows|gate|conv|out))"
 )
 EMBEDDINGS = ("embed", "pos_embed")
@@ -66,13 +71,19 @@ class MemoryBridge(GeneralizedComponent):
         ahead=None,
         residual: bool = False,
     ) -> Tensor:
+        with self._hooked() as memory:
+            added = memory(self.hook_in(hidden), input_ids, past_key_values, ahead)
+        return hidden + added if residual else added
+
+    @contextmanager
+    def _hooked(self) -> Iterator[Any]:
+        """The memory, whose intermediates go through the hooks meanwhile."""
         memory = self.original_component
         memory.tap = lambda name, tensor: getattr(self, f"hook_{name}")(tensor)
         try:
-            added = memory(self.hook_in(hidden), input_ids, past_key_values, ahead)
+            yield memory
         finally:
             memory.tap = None
-        return hidden + added if residual else added
 
 
 class StreamBlockBridge(DeepseekV4BlockBridge, MLABlockBridge):
@@ -118,12 +129,14 @@ class EngramAdapter(DeepSeekV3ArchitectureAdapter):
 
 
 class EngramBridge(TransformerBridge):
-    """TransformerBridge whose cache is an `EngramCache`."""
+    """TransformerBridge whose cache is an `EngramCache`, or another of `cache_class`."""
+
+    cache_class: type[ActivationCache]
 
     def run_with_cache(self, *args, **kwargs):
         output, cache = super().run_with_cache(*args, **kwargs)
         if isinstance(cache, ActivationCache):
-            cache.__class__ = EngramCache
+            cache.__class__ = self.cache_class
         return output, cache
 
     def tokens_to_residual_directions(self, tokens) -> Tensor:
@@ -234,8 +247,9 @@ class EngramCache(ActivationCache):
         """How the end of the model reads what each component wrote, newest first.
 
         Yields:
-            label as in `decompose_resid`, weights [batch, pos, M], and what was written
-            [batch, pos, M, d], or [batch, pos, 1, d] where every stream was given the same.
+            label as in `decompose_resid`, weights [batch, pos, M, 1] (or [.., d] if the end reads
+            each channel with its own), and what was written [batch, pos, M, d], or
+            [batch, pos, 1, d] where every stream was given the same.
         """
         layer, embedding = self._layer(None), self["hook_embed"]
         if self._streams:
@@ -243,7 +257,8 @@ class EngramCache(ActivationCache):
             yield from readings(readout, self._writers(layer, False), embedding)
             return
         for label, out in self._contributions(layer, False):
-            yield label, torch.ones_like(out[..., :1]).float(), out.float().unsqueeze(-2)
+            out = out.float().unsqueeze(-2)
+            yield label, torch.ones_like(out[..., :1]), out
 
     @property
     def _streams(self) -> bool:
@@ -279,13 +294,15 @@ class EngramCache(ActivationCache):
                 yield Write(f"{index}_engram_out", self[memory])
 
     def _site(self, index: int, kind: str) -> Site | Write:
-        name = f"blocks.{index}.{'ln1' if kind == 'attn' else 'ln2'}_post.hook_out"
-        name = name if name in self else f"blocks.{index}.{kind}.hook_out"
-        label, out = f"{index}_{kind}_out", self[name]  # as Gemma 2, some norm what they add
+        # As Gemma 2, some norm what they add; as Qwen3-Next, some have two kinds of attention.
+        norm = f"{'ln1' if kind == 'attn' else 'ln2'}_post"
+        names = (f"blocks.{index}.{part}.hook_out" for part in (norm, kind, f"linear_{kind}"))
+        label, out = f"{index}_{kind}_out", self[next(name for name in names if name in self)]
         if not self._streams:
             return Write(label, out)
         mixing = f"blocks.{index}.{kind}_hc"
-        return Site(label, out, self[f"{mixing}.hook_post"], self[f"{mixing}.hook_comb"])
+        comb = self.cache_dict.get(f"{mixing}.hook_comb")  # Qwen's streams pass unmixed
+        return Site(label, out, self[f"{mixing}.hook_post"], comb)
 
     def _residual(self, layer: int, mlp_input: bool) -> Tensor:
         """The streams before a layer, or before its MLP: [batch, pos, M, d]."""
@@ -297,13 +314,14 @@ class EngramCache(ActivationCache):
 
     def _collapsed(self, layer: int, mlp_input: bool) -> Tensor:
         streams = self._residual(layer, mlp_input)
-        return torch.einsum("...m,...md->...d", self._head_weights(streams), streams.float())
+        return (self._head_weights(streams) * streams.float()).sum(-2)
 
     def _head_weights(self, streams: Tensor) -> Tensor:
-        """Weights of the model's own collapse, [batch, pos, M]; it returns their sum only."""
+        """Weights of the model's own collapse, [batch, pos, M, 1]; it returns their sum only."""
         head = self.model.hc_head.original_component
         mixes = F.linear(_plain(head.input_norm)(streams.flatten(-2).float()), head.hc_fn.float())
-        return torch.sigmoid(mixes * head.hc_scale.float() + head.hc_base.float()) + head.eps
+        weights = torch.sigmoid(mixes * head.hc_scale.float() + head.hc_base.float()) + head.eps
+        return weights.unsqueeze(-1)
 
     def _final_norm(self, stack: Tensor) -> Tensor:
         return _plain(self.model.ln_final)(stack)
@@ -328,11 +346,15 @@ def _plain(module: nn.Module) -> nn.Module:
     return getattr(module, "original_component", None) or module
 
 
+EngramBridge.cache_class = EngramCache
+
+
 def hooked(model, tokenizer) -> EngramBridge:
     """A TransformerBridge on a model's weights; the model itself stays as it is.
 
     Args:
-        model: an `EngramForCausalLM`, or another causal model that TransformerLens knows.
+        model: an `EngramForCausalLM`, a `Qwen4ExpForCausalLM`, or another causal model that
+            TransformerLens knows.
         tokenizer: its tokenizer; strings are encoded with `<bos>` in front, as in training.
 
     Returns:
@@ -342,7 +364,12 @@ def hooked(model, tokenizer) -> EngramBridge:
         UsageError: TransformerLens has no adapter for the model's architecture.
     """
     architecture = type(model).__name__
-    if architecture not in SUPPORTED_ARCHITECTURES and architecture != "EngramForCausalLM":
+    ours = _ours().get(architecture)
+    if ours is not None:
+        # Entry points come first: after registering, ours would seem to override another.
+        ArchitectureAdapterFactory.discover_entry_points()
+        ArchitectureAdapterFactory.register_adapter(architecture, ours)
+    elif architecture not in SUPPORTED_ARCHITECTURES:
         raise UsageError(f"TransformerLens has no adapter for a {architecture}")
     shared = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
     view = copy.deepcopy(model, shared)  # own modules, same tensors: wrapping changes modules
@@ -356,8 +383,15 @@ def hooked(model, tokenizer) -> EngramBridge:
             tokenizer=type(tokenizer).from_pretrained(folder),
             model_name=getattr(model.config, "name_or_path", "") or architecture,
         )
-    bridge.__class__ = EngramBridge
+    bridge.__class__ = getattr(ours, "bridge_class", EngramBridge)
     return bridge
+
+
+def _ours() -> dict[str, type]:
+    """Adapters of ours, by architecture. The last imports this module, and transformers' Qwen."""
+    from engram_model.bridge_qwen import QwenAdapter
+
+    return {"EngramForCausalLM": EngramAdapter, "Qwen4ExpForCausalLM": QwenAdapter}
 
 
 def as_bridge(model, tokenizer) -> TransformerBridge:
@@ -383,7 +417,7 @@ def run_at_end(bridge: TransformerBridge, ids: list[int]) -> tuple[Tensor, Engra
         model.train(training)
     # A copy, so that what was kept of the other positions can go.
     kept = {name: tensor[:, -1:].clone() for name, tensor in cache.items()}
-    return logits[0, -1], EngramCache(kept, bridge)
+    return logits[0, -1], type(cache)(kept, bridge)
 
 
 def _is_writer(name: str) -> bool:

@@ -15,12 +15,15 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Site:
-    """An attention or MLP with its mixing: out [.., d], post [.., M], comb [.., M, M]."""
+    """An attention or MLP with its mixing: out [.., d], post [.., M], comb [.., M, M].
+
+    comb None: the streams themselves pass unmixed.
+    """
 
     label: str
     out: Tensor
     post: Tensor
-    comb: Tensor
+    comb: Tensor | None
 
 
 @dataclass(frozen=True)
@@ -37,21 +40,25 @@ def readings(
     """How each writer's output is read in `sum_m readout_m X_m`, newest first, the embedding last.
 
     Args:
-        readout: [b, p, M], weights with which the streams after the last writer are read.
+        readout: [b, p, M, 1], weights with which the streams after the last writer are read, or
+            [b, p, M, d] if each channel has its own.
         writers: sites and memories, newest first.
         embedding: [b, p, d], copied to every stream at the start.
 
     Yields:
-        label, weights [b, p, M] and output [b, p, M, d], or [b, p, 1, d] where every stream was
-        given the same; `sum_m weights_m output_m` over all writers is the reading.
+        label, weights as `readout`'s and output [b, p, M, d], or [b, p, 1, d] where every stream
+        was given the same; the sum over m of weights times output, over all writers, is the
+        reading.
     """
     readout = readout.float()
     for writer in writers:
         if isinstance(writer, Write):
             yield writer.label, readout, writer.out.float()
-        else:
-            yield writer.label, readout * writer.post.float(), writer.out.float().unsqueeze(-2)
-            readout = torch.einsum("...jk,...k->...j", writer.comb.float(), readout)
+            continue
+        post = writer.post.float().unsqueeze(-1)
+        yield writer.label, readout * post, writer.out.float().unsqueeze(-2)
+        if writer.comb is not None:
+            readout = torch.einsum("...jk,...kd->...jd", writer.comb.float(), readout)
     yield "embed", readout, embedding.float().unsqueeze(-2)
 
 
@@ -64,4 +71,4 @@ def contributions(
         label and [b, p, d]; they sum to the reading.
     """
     for label, weights, out in readings(readout, writers, embedding):
-        yield label, torch.einsum("...m,...md->...d", weights, out)
+        yield label, (weights * out).sum(-2)

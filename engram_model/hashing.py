@@ -3,11 +3,11 @@
 Multipliers come from NumPy's PCG64 seeded with `seed + 10007 * layer`; primes are the smallest ones
 above each order's base that no earlier order, head or layer has taken. Both are therefore a
 function of the whole layer list, not of one layer. Source: the public code of arXiv 2601.07372;
-bit-equal to it and to DeepSeek-V4.1-Flash (tests/data).
+bit-equal to it and to DeepSeek-V4.1-Flash (tests/data). `QwenHasher` is the rule of `qwen4_exp`.
 """
 
 from functools import lru_cache
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -16,6 +16,7 @@ from engram_model.errors import UsageError
 Ids = TypeVar("Ids")  # np.ndarray or torch.Tensor
 INT64_MAX = 2**63 - 1
 LAYER_STRIDE = 10_007
+GOLDEN, MASK64 = 0x9E3779B97F4A7C15, 2**64 - 1  # of splitmix64
 
 
 @lru_cache(maxsize=32)
@@ -96,6 +97,21 @@ class NgramHasher:
                 f"{self.compressed_vocab_size}"
             )
 
+    def arguments(self) -> dict[str, Any]:
+        """What `hasher_from` makes this hasher of; plain enough for JSON."""
+        names = ("layer_ids", "max_ngram_size", "n_heads", "vocab_sizes", "compressed_vocab_size")
+        return {name: getattr(self, name) for name in (*names, "pad_id", "seed")}
+
+    def compression(self, tokenizer) -> np.ndarray:
+        """Raw id -> id that is hashed, int64 [vocabulary], if nothing else is known."""
+        from engram_model.compression import compression_map
+
+        return compression_map(tokenizer)
+
+    def segments(self, compressed_ids: np.ndarray) -> list[np.ndarray]:
+        """The parts of a text, [positions], that are hashed as texts of their own: here one."""
+        return [compressed_ids]
+
     def _index(self, layer_id: int) -> int:
         if layer_id not in self.layer_ids:
             raise UsageError(f"layer {layer_id} has no memory; layers with one: {self.layer_ids}")
@@ -138,21 +154,26 @@ class NgramHasher:
         """
         import torch
 
-        from engram_kernels import ngram_slots
-
-        from_numpy = not isinstance(compressed_ids, torch.Tensor)
         ids = _integers(compressed_ids)
         past = _integers([] if history is None else history).to(ids.device)
         window = self._window(ids, past)
         self._check_range(window)
-        slots = ngram_slots(
+        slots = self._slots(window, layer_id)
+        return slots if isinstance(compressed_ids, torch.Tensor) else slots.numpy()
+
+    def _slots(self, window, layer_id: int):
+        """[..., N-1 + positions] -> [..., positions, (N-1)*heads]."""
+        import torch
+
+        from engram_kernels import ngram_slots
+
+        constants = (self.multipliers(layer_id), self.primes(layer_id).copy())
+        return ngram_slots(
             window,
-            torch.as_tensor(self.multipliers(layer_id), device=ids.device),
-            torch.as_tensor(self.primes(layer_id).copy(), device=ids.device),
-            torch.as_tensor(self.offsets(layer_id), device=ids.device),
+            *(torch.as_tensor(each, device=window.device) for each in constants),
+            torch.as_tensor(self.offsets(layer_id), device=window.device),
             self.pad_id,
         )
-        return slots.numpy() if from_numpy else slots
 
     def _window(self, ids, past):
         """[..., N-1 + positions]: the history, cut or filled up with -1, then the ids."""
@@ -173,6 +194,56 @@ class NgramHasher:
                 f"compressed ids from {low} to {high} are outside the compressed vocabulary of "
                 f"{self.compressed_vocab_size}; -1 marks a position without text"
             )
+
+
+class QwenHasher(NgramHasher):
+    """The hash of `qwen4_exp`: as `NgramHasher`, of raw ids, with two other rules.
+
+    Multipliers come from splitmix64, seeded with the memory's place in the layer list. A token of
+    id `pad_id`, the end of a text, cuts what comes after it from what came before; it is itself
+    hashed with its predecessors. Source: `Qwen4ExpTextNGramEmbedding` of transformers 5.23.
+    """
+
+    RULE = "qwen4_exp"
+
+    def arguments(self) -> dict[str, Any]:
+        return {"rule": self.RULE, **super().arguments()}
+
+    def multipliers(self, layer_id: int) -> np.ndarray:
+        half = max(1, INT64_MAX // self.compressed_vocab_size // 2)
+        seed = self.seed + LAYER_STRIDE * self._index(layer_id)
+        drawn = [_splitmix64(seed + GOLDEN * (n + 1)) for n in range(self.max_ngram_size)]
+        return np.array([2 * (value % half) + 1 for value in drawn], dtype=np.int64)
+
+    def compression(self, tokenizer) -> np.ndarray:
+        return np.arange(self.compressed_vocab_size)
+
+    def segments(self, compressed_ids: np.ndarray) -> list[np.ndarray]:
+        ends = np.flatnonzero(np.asarray(compressed_ids) == self.pad_id) + 1
+        parts = np.split(np.asarray(compressed_ids), ends)
+        return [part for part in parts if len(part)]
+
+    def _slots(self, window, layer_id: int):
+        import torch
+
+        ngrams = window.unfold(-1, self.max_ngram_size, 1)  # [..., positions, N], newest last
+        before, current = ngrams[..., :-1], ngrams[..., -1:]
+        ends = (before == self.pad_id).flip(-1).cummax(-1).values.flip(-1)
+        ngrams = torch.cat([before.masked_fill(ends, -1), current], -1)
+        return super()._slots(ngrams, layer_id).squeeze(-2)
+
+
+def hasher_from(arguments: dict[str, Any]) -> NgramHasher:
+    """The hasher whose `arguments` these are."""
+    given = dict(arguments)
+    return (NgramHasher if given.pop("rule", None) is None else QwenHasher)(**given)
+
+
+def _splitmix64(value: int) -> int:
+    value = (value + GOLDEN) & MASK64
+    value = ((value ^ (value >> 30)) * 0xBF58476D1CE4E5B9) & MASK64
+    value = ((value ^ (value >> 27)) * 0x94D049BB133111EB) & MASK64
+    return value ^ (value >> 31)
 
 
 def _integers(ids):

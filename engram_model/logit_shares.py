@@ -51,14 +51,17 @@ def logit_direction(bridge, token: int, against: int | None = None) -> tuple[Ten
         token: whose logit; less that of `against`, if given.
 
     Returns:
-        direction [d] float64, weights and centring of the final norm included, and the biases of
-        norm and unembedding, or None if the model has none.
+        direction [d] float64, weights and centring of the final norm included (if one follows the
+        reading of the streams), and the biases of norm and unembedding, or None if the model has
+        none.
     """
-    unembed, norm = bridge.unembed, bridge.ln_final
+    unembed, norm = bridge.unembed, getattr(bridge, "ln_final", None)
     offset, column = float(unembed.b_U[token]), unembed.W_U[:, token].double()
     if against is not None:
         offset -= float(unembed.b_U[against])
         column = column - unembed.W_U[:, against].double()
+    if norm is None:
+        return column, offset if unembed.b_U.any() else None
     weight = norm.original_component.weight.double()
     bias = getattr(norm.original_component, "bias", None)
     direction = column * (1 + weight if norm.uses_weight_offset else weight)
@@ -79,21 +82,22 @@ def logit_shares(cache, direction: Tensor, heads: bool = False) -> LogitShares:
         heads: attention by heads, `{layer}_attn_head{h}` and, where it has one, `_attn_bias`.
 
     Raises:
-        UsageError: heads of a model that norms what attention adds, which is no sum of them.
+        UsageError: heads of a model that norms what attention adds, which is no sum of them, or
+            that has another kind of attention.
     """
-    read = direction / cache["ln_final.hook_scale"][0, 0].double()
+    scale = cache["ln_final.hook_scale"][0, 0].double() if "ln_final.hook_scale" in cache else 1.0
     shares = LogitShares()
     for label, weights, out in reversed(list(cache.readings())):
-        weights = weights[0, 0].double()
+        read = weights[0, 0].double() * (direction / scale)  # [M, d]
         if label.endswith("_engram_out"):
             layer = int(label.split("_")[0])
-            for name, share in _memory(cache, layer, weights, read, shares.columns):
+            for name, share in _memory(cache, layer, read, shares.columns):
                 _add(shares, f"{layer}_engram_{name}", MEMORY, share)
         elif heads and label.endswith("_attn_out"):
-            for name, value in _heads(cache, int(label.split("_")[0]), read):
-                _add(shares, label.replace("out", name), ATTENTION, weights * value)
+            for name, share in _heads(cache, int(label.split("_")[0]), read):
+                _add(shares, label.replace("out", name), ATTENTION, share)
         else:
-            _add(shares, label, _part(label), weights * (out[0, 0].double() @ read))
+            _add(shares, label, _part(label), (out[0, 0].double() * read).sum(-1))
     return shares
 
 
@@ -110,35 +114,39 @@ def _part(label: str) -> str:
 
 
 def _heads(cache, layer: int, read: Tensor) -> Iterator[tuple[str, Tensor]]:
-    """Name of each head and how far what it wrote goes along `read`; then of the bias."""
+    """Name and share [M] of each head, then of the bias."""
     if f"blocks.{layer}.ln1_post.hook_out" in cache:
         raise UsageError(
             "this model norms what attention adds: its heads have no share of their own"
         )
+    if f"blocks.{layer}.attn.hook_z" not in cache:
+        raise UsageError(
+            f"the attention of layer {layer} shows its heads to no hook: leave them out"
+        )
     output = cache.model.blocks[layer].attn.o.original_component
     heads = cache[f"blocks.{layer}.attn.hook_z"][0, 0].double()
     weight = output.weight.double()
-    weight = weight.T if isinstance(output, torch.nn.Linear) else weight  # GPT-2's is turned
-    shares = (heads * (weight @ read).unflatten(0, heads.shape)).sum(-1)
+    weight = weight if isinstance(output, torch.nn.Linear) else weight.T  # GPT-2's is turned
+    shares = torch.einsum("hw,mhw->hm", heads, (read @ weight).unflatten(-1, heads.shape))
     yield from ((f"head{head}", share) for head, share in enumerate(shares))
     if output.bias is not None:
-        yield "bias", output.bias.double() @ read
+        yield "bias", read @ output.bias.double()
 
 
 def _memory(
-    cache, layer: int, weights: Tensor, read: Tensor, columns: dict[int, MemoryColumns]
+    cache, layer: int, read: Tensor, columns: dict[int, MemoryColumns]
 ) -> Iterator[tuple[str, Tensor]]:
     """Name and share [M] of each row, of the bias and of the convolution."""
     hook = f"blocks.{layer}.engram.hook_"
     memory = cache.model.blocks[layer].engram.original_component
     rows = cache[f"{hook}rows"][0, 0].double()
-    opened = weights * cache[f"{hook}gate"][0, 0].double()  # one gate may serve all streams
-    readers = torch.einsum("d,dcw->cw", read, memory.value_weight.double())
-    heads = memory.config.engram_n_heads
-    for column, share in enumerate((rows * readers).sum(-1)):
-        yield f"order{2 + column // heads}_head{column % heads}", share * opened
-    if memory.wkv.bias is not None:
-        yield "bias", (memory.wkv.bias[-read.shape[0] :].detach().double() @ read) * opened
+    opened = read * cache[f"{hook}gate"][0, 0].double().unsqueeze(-1)  # one gate may serve all
+    readers = torch.einsum("md,dcw->mcw", opened, memory.value_weight.double())
+    for column, share in enumerate(torch.einsum("cw,mcw->cm", rows, readers)):
+        order, head = 2 + column // memory.n_heads, column % memory.n_heads
+        yield f"order{order}_head{head}", share
+    if memory.value_bias is not None:
+        yield "bias", opened @ memory.value_bias.detach().double()
     if f"{hook}conv" in cache:
-        yield "conv", weights * (cache[f"{hook}conv"][0, 0].double() @ read)
-    columns[layer] = MemoryColumns(cache[f"{hook}slots"][0, 0], readers * opened.sum())
+        yield "conv", (read * cache[f"{hook}conv"][0, 0].double()).sum(-1)
+    columns[layer] = MemoryColumns(cache[f"{hook}slots"][0, 0], readers.sum(0))

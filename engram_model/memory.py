@@ -13,7 +13,7 @@ Without `engram_multi_branch` all is as for one stream: the caller collapses the
 Source: arXiv 2601.07372 sections 2.2-2.4 and its public code.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -27,9 +27,10 @@ from engram_model.backend import DEFAULT, choose_backend
 from engram_model.compression import compression_sha256
 from engram_model.config import EngramConfig
 from engram_model.errors import UsageError
+from engram_model.hashing import NgramHasher
+from engram_model.memories import Tap
 from engram_model.offload import HostEmbedding, Pending
 
-Tap = Callable[[str, Tensor], Tensor]
 Ahead = tuple[Tensor, Pending]  # slots, and their rows
 HOOKS = ("slots", "rows", "key", "value", "score", "gate", "conv", "out")
 KERNEL_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -276,6 +277,35 @@ class EngramMemory(nn.Module):
         low, high = int(ids.min()), int(ids.max())
         if low < -1 or high >= (size or 0):
             raise UsageError(f"{what} from {low} to {high} are outside the vocabulary of {size}")
+
+    @property
+    def max_ngram_size(self) -> int:
+        return self.config.engram_max_ngram_size
+
+    @property
+    def n_heads(self) -> int:
+        return self.config.engram_n_heads
+
+    @classmethod
+    def hasher_of(cls, memories: Sequence["EngramMemory"]) -> NgramHasher:
+        """The hash of all memories of one model; its pad is theirs.
+
+        Raises:
+            UsageError: they hash something other than n-grams of the text.
+        """
+        config = memories[0].config
+        if config.engram_hash != "ngram":
+            raise UsageError(
+                f"the memory hashes the {config.engram_hash}, not n-grams, so its slots say "
+                "nothing of a text"
+            )
+        return config.hasher(int(memories[0].compression[config.engram_pad_token_id]))
+
+    @property
+    def value_bias(self) -> Tensor | None:
+        """[d] that is added to the value, if anything is."""
+        bias = self.wkv.bias
+        return None if bias is None else bias[-self.config.hidden_size :]
 
     @property
     def value_weight(self) -> Tensor:

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from engram_model.errors import CheckpointError, UsageError
-from engram_model.memory import EngramMemory
+from engram_model.memories import memories_of
 
 FORMAT = "engram-rows 1"
 
@@ -117,9 +117,3 @@ class RowPatch:
             whole = slots.dtype == np.int64 and (slots >= 0).all()
             if not (fits and whole and np.isfinite(after).all() and np.isfinite(before).all()):
                 raise CheckpointError(f"rows of layer {layer} are damaged")
-
-
-def memories_of(model) -> dict[int, EngramMemory]:
-    """Memories by layer, of a model or a bridge of one."""
-    found = (m for m in model.modules() if isinstance(m, EngramMemory))
-    return {memory.layer_id: memory for memory in found}

@@ -64,6 +64,44 @@ def make_model(tokenizer):
 
 
 @pytest.fixture(scope="session")
+def make_qwen(tokenizer):
+    """Function: config fields -> a random `qwen4_exp` model in which every part matters."""
+    import torch
+    from transformers import Qwen4ExpForCausalLM, Qwen4ExpTextConfig
+
+    def make(seed: int = 0, **fields):
+        special = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in
+                   ("bos", "eos", "pad")}  # fmt: skip
+        sizes = dict(
+            vocab_size=len(tokenizer), hidden_size=32, num_hidden_layers=4,
+            max_position_embeddings=128, num_attention_heads=4, num_key_value_heads=2, head_dim=8,
+            linear_key_head_dim=8, linear_value_head_dim=8, linear_num_key_heads=2,
+            linear_num_value_heads=4, moe_intermediate_size=16, shared_expert_intermediate_size=16,
+            num_experts=4, num_experts_per_tok=2, hc_count=4, hc_lowrank=8,
+            ple_layer_ids=[1, 3], ple_embed_dim=32, heads_per_ngram=2, ngram_vocab_size_base=211,
+            make_ngram_vocab_size_divisible_by=8, split_ngram_parts=4,
+            indexer_n_heads=2, indexer_kv_heads=1, indexer_head_dim=8, indexer_budget=8,
+            indexer_compress_ratio=4,
+        )  # fmt: skip
+        rope = {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 1.0}
+        rope["mrope_section"] = [1, 1, 2]
+        config = Qwen4ExpTextConfig(**{**sizes, **special, "rope_parameters": rope, **fields})
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            model = Qwen4ExpForCausalLM(config)
+        generator = torch.Generator().manual_seed(seed)
+        with torch.no_grad():
+            for name, weight in model.named_parameters():
+                if weight.ndim > 1:
+                    weight.normal_(std=0.2, generator=generator)
+                elif "norm" in name:
+                    weight.uniform_(-0.5, 0.5, generator=generator)
+        return model.eval()
+
+    return make
+
+
+@pytest.fixture(scope="session")
 def ids(tokenizer):
     """[2, 24] token ids of text, `<bos>` first."""
     import torch

@@ -21,7 +21,7 @@ ROOMS = {
 MAY_USE = {
     "engram_kernels": set(),
     "engram_model": {"engram_kernels"},
-    "engram_probes": {"engram_model"},
+    "engram_probes": {"engram_kernels", "engram_model"},
     "engram_app": {"engram_model", "engram_probes"},
 }
 # a library -> the only places that may import it
@@ -30,7 +30,12 @@ ONLY_IN = {
     "plotly": ["probes/engram_probes/figures/"],
     "streamlit": ["app/engram_app/explorer/"],
     "typer": ["app/engram_app/"],
-    "transformer_lens": ["engram_model/bridge.py"],
+    "transformer_lens": [
+        "engram_model/bridge.py",
+        "engram_model/bridge_patching.py",
+        "engram_model/bridge_qwen.py",
+        "probes/engram_probes/bench/",
+    ],
 }
 
 

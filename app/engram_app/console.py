@@ -3,6 +3,7 @@
 import json
 import shlex
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -11,6 +12,7 @@ from rich.console import Console
 
 from engram_model.errors import UsageError
 
+EVERY = 15  # seconds between two lines of progress where there is no terminal
 Report = Callable[..., None]  # called with (done) or (done, total)
 
 
@@ -26,7 +28,7 @@ def err() -> Console:
 
 def say(text: str) -> None:
     """One remark on stderr."""
-    err().print(text, markup=False)
+    err().print(text, markup=False, soft_wrap=True)
 
 
 def print_json(document: Any) -> None:
@@ -65,7 +67,8 @@ def _is_number(text: str) -> bool:
 
 @contextmanager
 def progress(what: str, unit: str = "", total: int | None = None) -> Iterator[Report]:
-    """A bar on stderr; without a terminal, a line when it begins and one when it is done.
+    """A bar on stderr; without a terminal, a line when it begins, every 15 seconds, and when it is
+    done.
 
     Yields:
         Function to call with what is done, and the total where it becomes known.
@@ -84,13 +87,16 @@ def progress(what: str, unit: str = "", total: int | None = None) -> Iterator[Re
         disable=not console.is_terminal,
     )
     task = bar.add_task(what, total=total, state="")
-    reached = 0
+    reached, said = 0, time.monotonic()
 
     def update(done: int, all_of_it: int | None = None) -> None:
-        nonlocal reached
+        nonlocal reached, said
         reached, most = done, all_of_it if all_of_it is not None else total
-        of = f" / {most:,}" if most else ""
-        bar.update(task, completed=done, total=most, state=f"{done:,}{of} {unit}")
+        state = f"{done:,}{f' / {most:,}' if most else ''} {unit}"
+        bar.update(task, completed=done, total=most, state=state)
+        if not console.is_terminal and time.monotonic() - said > EVERY:
+            said = time.monotonic()
+            console.print(f"{what}: {state}", markup=False)
 
     with bar:
         yield update

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from engram_model.bench import stage
+from engram_model.bench import Stage
 from engram_model.bench.measure import Machine, Row
 from engram_model.files import installed, write_whole
 
@@ -23,7 +23,7 @@ PACKAGES = ("torch", "triton", "numpy", "transformers", "tile-kernels")
 class Results:
     """What one stage found; `error` says in a line why it ended early."""
 
-    stage: str
+    stage: Stage
     machine: Machine
     rows: list[Row] = field(default_factory=list)
     error: str | None = None
@@ -36,7 +36,7 @@ class Results:
             "threads": torch.get_num_threads(),
         }
         return {
-            "stage": self.stage,
+            "stage": self.stage.name,
             "machine": machine,
             "quick": self.machine.quick,
             "versions": {"python": platform.python_version(), **installed(PACKAGES)},
@@ -47,22 +47,22 @@ class Results:
         }
 
     def save(self, folder: Path, command: str = "") -> Path:
-        """Write `kernels-<stage>.json`; a reader never meets half a file."""
+        """Write `<kind>-<stage>.json`; a reader never meets half a file."""
         folder.mkdir(parents=True, exist_ok=True)
-        file = folder / f"kernels-{self.stage}.json"
+        file = folder / f"{self.stage.kind}-{self.stage.name}.json"
         write_whole(file, json.dumps(self.to_dict(command), indent=1, allow_nan=False) + "\n")
         return file
 
 
-def run(name: str, machine: Machine, on_row: Callable[[Row], None] | None = None) -> Results:
+def run(stage: Stage, machine: Machine, on_row: Callable[[Row], None] | None = None) -> Results:
     """Run a stage; whatever goes wrong in it is its result.
 
     Args:
         on_row: called with each row as soon as it is measured.
     """
-    results = Results(name, machine)
+    results = Results(stage, machine)
     try:
-        for row in stage(name)(machine):
+        for row in stage.function(machine):
             results.rows.append(row)
             if on_row is not None:
                 on_row(row)

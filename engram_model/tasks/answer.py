@@ -67,7 +67,7 @@ def answer_items(
         context: tokens at most (None: the model's); of a longer prompt the end is kept.
         progress: called with the number of tokens done.
     """
-    context = context or model.config.max_position_embeddings
+    context = context or model.config.get_text_config().max_position_embeddings
     prepared = [_rows(item, tokenizer, context) for item in items]
     rows = (ids for one in prepared for ids in one.ids)
     scores = score_rows(model, rows, batch * context, progress)

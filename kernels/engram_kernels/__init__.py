@@ -7,6 +7,7 @@ value, score, gate, conv.
 # No file is named like a function of its own: importing the file would hide the function.
 _HOME = {
     "collapse_head": "mixing",
+    "compare_logits": "readout",
     "gate": "gating",
     "gate_score": "gating",
     "inject": "injection",

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
@@ -13,7 +13,9 @@ if TYPE_CHECKING:
     import pandas
     import plotly.graph_objects
 
-Positions = Literal["sampled", "entity"]
+VIEWS = ("cka", "neighbours", "procrustes", "rsa", "sinks")
+SECOND = VIEWS[1:4]  # the order of `second_null_mean`
+SINKS_MATTER = 0.1  # a change of CKA that a reader should know of
 
 
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)
@@ -23,18 +25,31 @@ class Alignment(Result):
     Attributes:
         model_a, model_b: names.
         memory_layers: 0-based layers of `model_a` with a memory.
-        positions: "sampled" or "entity".
+        positions: "sampled", "entity", or "kind:NAME" or "mechanism:NAME" of spans.
         documents, samples, batches: how much was compared.
         blocks: of documents, which the interval draws from.
         batch_size, per_document: documents a batch; positions a document.
         permutations: of the null.
         k: rows that enter the soft alignment.
+        other_tokenizer: whether the models have two; then only positions where tokens of both end
+            are compared.
+        aligned_share: share of `model_a`'s positions that were such.
         neighbours_k: neighbours that enter `neighbours`.
         neighbours_chance: what `neighbours` is for unrelated layers.
+        pool: samples, one a document, that the second opinions are formed of.
+        sink_share: share of samples that a special token or position 0 takes the place of in
+            `with_sinks`: as many as there are in the texts.
         matrix: debiased CKA, [R, C]. Can be slightly negative.
         low, high: 95% interval by drawing blocks of documents, [R, C]; NaN for fewer than 5.
         null_mean, null_high: mean and 95th percentile with samples permuted, [R, C].
+        with_sinks: debiased CKA with special tokens and position 0 put back in, [R, C].
         neighbours: overlap of mutual nearest neighbours, [R, C], 0 to 1.
+        procrustes: likeness after the best rotation, [R, C], 0 to 1; see `second_opinions`.
+        rsa: Spearman correlation of dissimilarities, [R, C].
+        second_null_mean, second_null_high: mean and 95th percentile of these three (`SECOND`) with
+            samples permuted, [measure, R, C].
+        second_soft: soft alignment by each, of what is above chance, [measure, C].
+        second_low, second_high: its 95% interval, a jackknife over documents, [measure, C].
         soft_index: layer of the baseline that each column is most like, [C]; see `soft_alignment`.
         soft_low, soft_high: its interval, [C].
     """
@@ -46,13 +61,24 @@ class Alignment(Result):
         "high": ("row", "column"),
         "null_mean": ("row", "column"),
         "null_high": ("row", "column"),
+        "with_sinks": ("row", "column"),
         "neighbours": ("row", "column"),
+        "procrustes": ("row", "column"),
+        "rsa": ("row", "column"),
+        "second_null_mean": ("measure", "row", "column"),
+        "second_null_high": ("measure", "row", "column"),
+        "second_soft": ("measure", "column"),
+        "second_low": ("measure", "column"),
+        "second_high": ("measure", "column"),
         "soft_index": ("column",),
         "soft_low": ("column",),
         "soft_high": ("column",),
     }
     units: ClassVar[dict[str, str]] = {
         "neighbours": "share of neighbours",
+        "second_soft": "layer of model_b",
+        "second_low": "layer of model_b",
+        "second_high": "layer of model_b",
         "soft_index": "layer of model_b",
         "soft_low": "layer of model_b",
         "soft_high": "layer of model_b",
@@ -70,17 +96,29 @@ class Alignment(Result):
     per_document: int
     permutations: int
     k: int
-    neighbours_k: int
-    neighbours_chance: float
     matrix: np.ndarray
     low: np.ndarray
     high: np.ndarray
     null_mean: np.ndarray
     null_high: np.ndarray
-    neighbours: np.ndarray
     soft_index: np.ndarray
     soft_low: np.ndarray
     soft_high: np.ndarray
+    other_tokenizer: bool = False
+    aligned_share: float = 1.0
+    sink_share: float = 0.0
+    with_sinks: np.ndarray | None = None
+    pool: int = 0
+    neighbours_k: int = 0
+    neighbours_chance: float = 0.0
+    neighbours: np.ndarray | None = None
+    procrustes: np.ndarray | None = None
+    rsa: np.ndarray | None = None
+    second_null_mean: np.ndarray | None = None
+    second_null_high: np.ndarray | None = None
+    second_soft: np.ndarray | None = None
+    second_low: np.ndarray | None = None
+    second_high: np.ndarray | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -115,70 +153,135 @@ class Alignment(Result):
                 f"No layer of {self.model_a} is like any of {self.model_b}, over "
                 f"{self.samples:,} samples."
             )
-        column, shift = self._largest_shift()
-        sure = null = ""
-        if np.isfinite(self.soft_low[column]):
-            sure = f" (95% interval {self.soft_low[column]:.1f} to {self.soft_high[column]:.1f})"
+        column, shift = largest_shift(self.soft_index, self.soft_floor, self.soft_ceiling)
+        sure = f" ({self._interval(column)})"
+        null = ""
         if self.permutations:
             beyond = float(np.mean(self.matrix > self.null_high))
             null = f"; {beyond:.0%} of the layer pairs are more alike than permuted samples"
         return (
             f"The largest shift is {shift:+.1f}: layer {column} of {self.model_a} is most like "
-            f"layer {self.soft_index[column]:.1f}{sure} of {self.model_b}{null}, over "
-            f"{self.samples:,} samples of {self.documents:,} documents."
-        )
+            f"layer {self.soft_index[column]:.1f}{sure} of {self.model_b}{self._others(column)}"
+            f"{null}, over {self.samples:,} samples of {self.documents:,} documents"
+            f"{self._aligned()}. {self.sinks_said()}"
+        ).strip()
 
-    def _largest_shift(self) -> tuple[int, float]:
-        """Column and shift, of the columns whose own index is one that the line can reach."""
-        layers = np.arange(len(self.soft_index))
-        shift = self.soft_index - layers
-        reachable = (layers >= self.soft_floor) & (layers <= self.soft_ceiling)
-        if np.isfinite(shift[reachable]).any():
-            shift = np.where(reachable, shift, np.nan)
-        column = int(np.nanargmax(np.abs(shift)))
-        return column, float(shift[column])
+    def _interval(self, column: int) -> str:
+        low, high = self.soft_low[column], self.soft_high[column]
+        if np.isfinite(low):
+            return f"95% interval {low:.1f} to {high:.1f}"
+        return f"no interval: {self.blocks} blocks of documents are too few, give more documents"
+
+    def _others(self, column: int) -> str:
+        """What the second opinions say of a column."""
+        if self.second_soft is None:
+            return ""
+        said = ", ".join(
+            f"{name} {index:.1f}"
+            for name, index in zip(SECOND, self.second_soft[:, column], strict=True)
+        )
+        return f"; by second opinions: {said}"
+
+    def _aligned(self) -> str:
+        if not self.other_tokenizer:
+            return ""
+        return f"; {self.aligned_share:.0%} of the positions end a token of both tokenizers"
+
+    @property
+    def sink_change(self) -> float:
+        """Largest change of a cell with special tokens and position 0 put back; NaN: not asked."""
+        if self.with_sinks is None:
+            return float("nan")
+        change = (self.with_sinks - self.matrix).ravel()
+        known = change[np.isfinite(change)]
+        return float(known[np.argmax(np.abs(known))]) if known.size else float("nan")
+
+    def sinks_said(self) -> str:
+        """One sentence where special tokens would matter, else ""."""
+        if not abs(self.sink_change) > SINKS_MATTER:
+            return ""
+        return (
+            f"Special tokens and position 0 are left out: put back, as {self.sink_share:.1%} of "
+            f"the samples, they would change CKA by up to {self.sink_change:+.2f}."
+        )
 
     def to_frame(self) -> "pandas.DataFrame":
-        """One row for each pair of layers."""
+        """One row for each pair of layers; measures that were left out have no columns."""
         import pandas as pd
 
-        row, column = (index.ravel() for index in np.indices(self.matrix.shape))
-        return pd.DataFrame(
-            {
-                "layer_b": row,
-                "layer_a": column,
-                "cka": self.matrix.ravel(),
-                "low": self.low.ravel(),
-                "high": self.high.ravel(),
-                "null_mean": self.null_mean.ravel(),
-                "null_high": self.null_high.ravel(),
-                "neighbours": self.neighbours.ravel(),
-            }
-        )
+        row, column = np.indices(self.matrix.shape)
+        columns = {
+            "layer_b": row,
+            "layer_a": column,
+            "cka": self.matrix,
+            "low": self.low,
+            "high": self.high,
+            "null_mean": self.null_mean,
+            "null_high": self.null_high,
+            "with_sinks": self.with_sinks,
+        }
+        for measure, name in enumerate(SECOND):
+            columns[name] = getattr(self, name)
+            if self.second_null_mean is not None and self.second_null_high is not None:
+                columns[f"{name}_null_mean"] = self.second_null_mean[measure]
+                columns[f"{name}_null_high"] = self.second_null_high[measure]
+        known = {name: array.ravel() for name, array in columns.items() if array is not None}
+        return pd.DataFrame(known)
 
     def soft_frame(self) -> "pandas.DataFrame":
         """One row for each layer of `model_a`: the layer of `model_b` it is most like."""
         import pandas as pd
 
-        return pd.DataFrame(
-            {
-                "layer_a": np.arange(len(self.soft_index)),
-                "soft_index": self.soft_index,
-                "low": self.soft_low,
-                "high": self.soft_high,
-            }
-        )
+        frame = {
+            "layer_a": np.arange(len(self.soft_index)),
+            "soft_index": self.soft_index,
+            "low": self.soft_low,
+            "high": self.soft_high,
+        }
+        soft = (self.second_soft, self.second_low, self.second_high)
+        for end, arrays in zip(("", "_low", "_high"), soft, strict=True):
+            if arrays is not None:
+                frame |= {name + end: array for name, array in zip(SECOND, arrays, strict=True)}
+        return pd.DataFrame(frame)
+
+    def shown(self, what: str) -> tuple[np.ndarray, np.ndarray]:
+        """A measure and what chance gives, [R, C] each.
+
+        Raises:
+            UsageError: no such measure, or one that was left out.
+        """
+        if what not in VIEWS:
+            raise UsageError(f"{what!r}: an alignment has {', '.join(VIEWS)}")
+        values = {"cka": self.matrix, "sinks": self.with_sinks}
+        shown = values[what] if what in values else getattr(self, what)
+        if shown is None:
+            raise UsageError(f"{what!r} was left out of this alignment; measure it again with it")
+        if what == "neighbours" and self.second_null_mean is None:  # of an older file
+            return shown, np.full(shown.shape, self.neighbours_chance)
+        if what in SECOND and self.second_null_mean is not None:
+            return shown, self.second_null_mean[SECOND.index(what)]
+        return shown, self.matrix if what == "sinks" else self.null_mean
 
     def figure(self, what: str = "cka") -> "plotly.graph_objects.Figure":
         """Heatmap with the soft alignment and the diagonal, beside it the null.
 
-        what: "cka", or "neighbours" for the second measure (its null is `neighbours_chance`).
+        what: "cka"; "neighbours", "procrustes" or "rsa" for a second opinion; "sinks" for CKA with
+            special tokens and position 0 put back, beside it without.
         """
         from engram_probes.figures.alignment import alignment_figure
 
-        if what not in ("cka", "neighbours"):
-            raise UsageError(f"{what!r}: an alignment has 'cka' and 'neighbours'")
         return alignment_figure(self, what)
+
+
+def largest_shift(soft_index: np.ndarray, floor: float, ceiling: float) -> tuple[int, float]:
+    """Column and shift, of the columns whose own index is one that the line can reach."""
+    layers = np.arange(len(soft_index))
+    shift = soft_index - layers
+    reachable = (layers >= floor) & (layers <= ceiling)
+    if np.isfinite(shift[reachable]).any():
+        shift = np.where(reachable, shift, np.nan)
+    column = int(np.nanargmax(np.abs(shift)))
+    return column, float(shift[column])
 
 
 def soft_alignment(matrix: np.ndarray, k: int) -> np.ndarray:
@@ -202,36 +305,44 @@ def cka(
     tokenizer,
     texts,
     *,
-    positions: Positions = "sampled",
+    tokenizer_b=None,
+    positions: str = "sampled",
     per_document: int = 8,
     batch_size: int | None = None,
     k: int = 5,
     neighbours: int = 10,
     permutations: int = 100,
+    second: bool = True,
+    sinks: bool = True,
     max_documents: int | None = None,
     seed: int = 0,
     progress: Callable[[int, int | None], None] | None = None,
 ) -> Alignment:
     """Compare every block of the baseline `model_b` (rows) with every one of `model_a` (columns).
 
-    Each model runs once over the texts. A block is represented by the residual after it, several
-    streams collapsed as the model's own head does. Position 0 and special tokens are left out. A
-    batch never holds two positions of one document: tokens of a document are not independent, and
-    both the unbiased estimator and the permutation null assume that samples are.
+    Each model runs once over the texts; a model that is compared with itself runs once in all. A
+    block is represented by the residual after it, several streams collapsed as the model's own head
+    does. Position 0 and special tokens are left out. A batch never holds two positions of one
+    document: tokens of a document are not independent, and both the unbiased estimator and the
+    permutation null assume that samples are.
 
     Args:
         model_a: usually the one with a memory. Engram or Hugging Face causal model, or a bridge.
         model_b: the baseline: its twin without one, or itself with another seed as a control.
-        tokenizer: of both.
+        tokenizer: of both; of `model_a`, if `tokenizer_b` is given.
         texts: a str, a list of str, or a Dataset with a column `text`; longer ones are cut to the
             context.
+        tokenizer_b: of `model_b`, if it has another. Positions are then compared where tokens of
+            both end at the same character.
         positions: "sampled": random positions of each document; "entity": the last token of each
-            entity of the corpus' `spans`.
+            entity of the corpus' `spans`; "kind:NAME" or "mechanism:NAME": of each such span.
         per_document: positions a document at most.
         batch_size: documents a batch; None: 256, or fewer so that there are ten blocks to draw.
         k: rows that enter the soft alignment.
-        neighbours: of the second measure; fewer if there are few documents.
+        neighbours: of the measure of that name; fewer if there are few documents.
         permutations: of the null.
+        second: whether to measure neighbours, Procrustes and RSA as well.
+        sinks: whether to measure CKA with special tokens put back as well.
         max_documents: stop after so many.
         seed: of positions, permutations and intervals.
         progress: called with (documents done, documents in all or None).
@@ -241,19 +352,24 @@ def cka(
 
     Raises:
         UsageError: k above the number of layers, another vocabulary, wrong options.
-        CorpusError: too few documents, or entities asked of a corpus without spans.
+        CorpusError: too few documents, or spans asked of a corpus without.
     """
-    from engram_probes.alignment_run import AlignmentRun
+    from engram_probes.alignment_run import AlignmentRun, block_size
+    from engram_probes.text import Documents
 
     run = AlignmentRun(
         model_a=model_a,
         model_b=model_b,
         tokenizer=tokenizer,
+        tokenizer_b=tokenizer_b,
         positions=positions,
         per_document=per_document,
         k=k,
         neighbours=neighbours,
         permutations=permutations,
+        second=second,
+        sinks=sinks,
         seed=seed,
     )
-    return run(texts, batch_size, max_documents, progress)
+    size = block_size(batch_size, Documents(texts, max_documents).total)
+    return run.result(run.read(texts, size, max_documents, progress), size)

@@ -1,85 +1,71 @@
 """Running two models over the same positions, and what `cka` makes of it."""
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any
+from zlib import crc32
 
 import numpy as np
-import torch
 
 from engram_model.errors import CorpusError, UsageError
 from engram_probes.alignment import Alignment, soft_alignment
-from engram_probes.bootstrap import interval
-from engram_probes.capture import Subject, batches, check_vocabularies, encode
-from engram_probes.hsic import (
-    MIN_SAMPLES,
-    HsicSums,
-    cka_ratio,
-    hsic_of_centred,
-    permuted,
-    u_centred,
-)
-from engram_probes.neighbours import mutual_neighbours
-from engram_probes.positions import entity_final, sampled
+from engram_probes.alignment_state import AlignmentState, Estimate, Picked, features
+from engram_probes.capture import Subject, check_vocabularies
+from engram_probes.hsic import MIN_SAMPLES, HsicSums, cka_ratio
+from engram_probes.positions import Choice, same_ends
 from engram_probes.provenance import provenance
+from engram_probes.second_opinions import second_opinions
 from engram_probes.text import Documents
 
 LARGEST_BATCH, SMALLEST_BATCH, BLOCKS = 256, 8, 10
-LEAST_BLOCKS = 5  # an interval from fewer would be a guess
-POOL = 512  # documents in which nearest neighbours are looked for
+Progress = Callable[[int, int | None], None] | None
 
 
-@dataclass(frozen=True, eq=False)
-class Picked:
-    """A document's ids and the positions that are looked at."""
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Picker:
+    """Which positions of each document are looked at.
 
-    ids: list[int]
-    positions: np.ndarray
-
-
-@dataclass(eq=False)
-class Tally:
-    """Sums over blocks of documents.
-
-    blocks: HSIC sums of each. null: permuted HSICs summed over all batches, [P, R, C].
-    pool: features of one position a document, of the rows' and of the columns' model.
+    tokenizer, context: of the model or models that are compared. other, other_context: of the rows'
+    model where it has another tokenizer; then only positions where tokens of both end are taken.
+    sinks: whether special tokens stand in for some positions, see `Picked`.
     """
 
-    permutations: int
-    generator: np.random.Generator
-    blocks: list[HsicSums] = field(default_factory=list)
-    null: np.ndarray | float = 0.0
-    pool: list[tuple[np.ndarray, np.ndarray]] = field(default_factory=list)
-    documents: int = 0
-    samples: int = 0
-    batches: int = 0
+    choice: Choice
+    tokenizer: Any
+    context: int
+    per_document: int
+    seed: int
+    other: Any = None
+    other_context: int = 0
+    sinks: bool = True
 
-    def add_block(self, rows: np.ndarray, columns: np.ndarray, order: np.ndarray) -> None:
-        """rows, columns: features [layers, samples, d]; order: how manieth of its document each is.
+    def __call__(self, document: dict) -> tuple[tuple[Picked, Picked], int, int]:
+        """For the columns' and the rows' model; positions there are, and that both have."""
+        text = document["text"]
+        generator = np.random.default_rng([self.seed, crc32(text.encode("utf-8", "replace"))])
+        ids, usual = self.choice.of(document, self.tokenizer)
+        usual = usual[(usual > 0) & (usual < self.context)]
+        ids, other_ids, place = ids[: self.context], ids, np.arange(len(ids))
+        candidates = len(usual)
+        if self.other is not None:
+            other_ids, place = same_ends(text, self.tokenizer, self.other)
+            usual = usual[(place[usual] > 0) & (place[usual] < self.other_context)]
+        chosen = generator.permutation(usual)[: self.per_document]
+        stand_ins = self._stand_ins(ids, len(chosen), generator)
+        columns = Picked(ids, chosen, stand_ins)
+        if self.other is None:
+            return (columns, columns), candidates, candidates
+        there = np.where(stand_ins < 0, -1, np.maximum(place[stand_ins], 0))
+        rows = Picked(other_ids[: self.other_context], place[chosen], there)
+        return (columns, rows), candidates, len(usual)
 
-        All samples of one order come from different documents: they make a batch.
-        """
-        parts = []
-        for i in range(int(order.max(initial=-1)) + 1):
-            chosen = order == i
-            if chosen.sum() < MIN_SAMPLES:
-                break
-            if i == 0 and self.documents < POOL:
-                self.pool.append((rows[:, chosen], columns[:, chosen]))
-            parts.append(self._add_batch(rows[:, chosen], columns[:, chosen]))
-            self.documents += int(chosen.sum()) if i == 0 else 0
-            self.samples += int(chosen.sum())
-        if parts:
-            self.batches += len(parts)
-            self.blocks.append(HsicSums.total(parts))
-
-    def _add_batch(self, rows: np.ndarray, columns: np.ndarray) -> HsicSums:
-        rows, columns = u_centred(rows), u_centred(columns)
-        if self.permutations:
-            draws = permuted(rows, columns, self.permutations, self.generator)
-            self.null = self.null + np.stack(list(draws))
-        return hsic_of_centred(rows, columns)
+    def _stand_ins(self, ids: list[int], number: int, generator: np.random.Generator) -> np.ndarray:
+        special = np.isin(ids, self.tokenizer.all_special_ids)
+        special[0] = True
+        drawn = generator.choice(np.flatnonzero(special), number)
+        replaced = (generator.random(number) < special.mean()) & self.sinks
+        return np.where(replaced, drawn, -1)
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -89,102 +75,103 @@ class AlignmentRun:
     model_a: Any
     model_b: Any
     tokenizer: Any
+    tokenizer_b: Any
     positions: str
     per_document: int
     k: int
     neighbours: int
     permutations: int
+    second: bool
+    sinks: bool
     seed: int
 
-    def __call__(
+    def __post_init__(self) -> None:
+        Choice(self.positions)
+        check_options(self.per_document, self.k, self.rows)
+        if self.permutations < 0 or self.neighbours < 1:
+            raise UsageError(
+                f"permutations {self.permutations}, neighbours {self.neighbours}: use at least 0 "
+                "and 1"
+            )
+        if self.tokenizer_b is None:
+            check_vocabularies(self.columns, self.rows)
+
+    @property
+    def columns(self) -> Subject:
+        return Subject.of(self.model_a)
+
+    @property
+    def rows(self) -> Subject:
+        return Subject.of(self.model_b)
+
+    def read(
         self,
         texts: Any,
-        batch_size: int | None,
-        max_documents: int | None,
-        progress: Callable[[int, int | None], None] | None,
-    ) -> Alignment:
-        columns, rows = Subject.of(self.model_a), Subject.of(self.model_b)
-        self._check(columns, rows, batch_size)
+        batch_size: int | None = None,
+        max_documents: int | None = None,
+        progress: Progress = None,
+    ) -> AlignmentState:
+        """What the texts say; states of parts of a corpus, read with one batch size, add up.
+
+        Raises:
+            CorpusError: too few documents with a position to compare.
+        """
+        columns, rows = self.columns, self.rows
         documents = Documents(texts, max_documents)
-        size = batch_size or _batch_size(documents.total)
-        tally = Tally(self.permutations, np.random.default_rng(self.seed))
-        picked = self._pick(documents, min(columns.context, rows.context))
-        while block := list(islice(picked, size)):
-            order = np.concatenate([np.arange(len(p.positions)) for p in block])
-            tally.add_block(features(rows, block), features(columns, block), order)
+        choice = Choice(self.positions)
+        picker = Picker(
+            choice=choice,
+            tokenizer=self.tokenizer,
+            context=columns.context
+            if self.tokenizer_b is not None
+            else min(columns.context, rows.context),
+            per_document=self.per_document,
+            seed=self.seed,
+            other=self.tokenizer_b,
+            other_context=rows.context,
+            sinks=self.sinks,
+        )
+        state = AlignmentState()
+        for block in blocks_of(documents, picker, block_size(batch_size, documents.total)):
+            state += self._block(columns, rows, block)
             if progress:
                 progress(documents.read, documents.total)
-        if not tally.blocks:
-            raise CorpusError(
-                f"{documents.read} documents are too few: CKA needs at least {MIN_SAMPLES} with a "
-                f"position to compare ({self.positions})"
-            )
-        return self._result(columns, rows, documents, tally, size)
+        if not state.blocks:
+            raise too_few(documents, choice)
+        return replace(state, texts=(documents.description(),))
 
-    def _check(self, columns: Subject, rows: Subject, batch_size: int | None) -> None:
-        if self.positions not in ("sampled", "entity"):
-            raise UsageError(f"positions {self.positions!r}: use 'sampled' or 'entity'")
-        if self.per_document < 1 or self.permutations < 0 or self.neighbours < 1:
-            raise UsageError(
-                f"per_document {self.per_document}, permutations {self.permutations}, neighbours "
-                f"{self.neighbours}: use at least 1, 0 and 1"
-            )
-        if batch_size is not None and batch_size < MIN_SAMPLES:
-            raise UsageError(f"batch_size {batch_size}: debiased CKA needs {MIN_SAMPLES} or more")
-        if not 1 <= self.k <= len(rows.layers):
-            raise UsageError(
-                f"k {self.k}: {rows.name} has {len(rows.layers)} layers; use 1 to "
-                f"{len(rows.layers)}"
-            )
-        check_vocabularies(columns, rows)
+    def _block(self, columns: Subject, rows: Subject, block: list) -> AlignmentState:
+        pairs = [pair for pair, _, _ in block]
+        first = [one for one, _ in pairs]
+        second = [other for _, other in pairs]
+        for subject, picked in ((columns, first), (rows, second)):
+            subject.check_vocabulary([max(one.ids) for one in picked])
+        there = features(columns, first)
+        same = rows.model is columns.model and self.tokenizer_b is None
+        here = there if same else features(rows, second)
+        state = AlignmentState.of_block(here, there, first, self.permutations, self.seed)
+        counts = np.array([(every, both) for _, every, both in block]).sum(0)
+        return replace(state, candidates=int(counts[0]), aligned=int(counts[1]))
 
-    def _pick(self, documents: Documents, context: int) -> Iterator[Picked]:
-        generator = np.random.default_rng([self.seed, 1])
-        special_ids = self.tokenizer.all_special_ids
-        for document in documents:
-            if self.positions == "entity":
-                ids, chosen = entity_final(document, self.tokenizer, self.per_document, generator)
-            else:
-                ids = encode(self.tokenizer, document["text"])
-                special = np.isin(ids[:context], special_ids)
-                special[0] = True
-                chosen = sampled(special, self.per_document, generator)
-            chosen = chosen[(chosen > 0) & (chosen < context)]
-            if len(chosen):
-                yield Picked(ids[:context], chosen)
-
-    def _result(
-        self, columns: Subject, rows: Subject, documents: Documents, tally: Tally, size: int
-    ) -> Alignment:
-        cross = np.stack([block.cross for block in tally.blocks])
-        own_rows = np.stack([block.rows for block in tally.blocks])
-        own_columns = np.stack([block.columns for block in tally.blocks])
-        shape = cross.shape[1:]
-
-        def estimate(weights: np.ndarray) -> np.ndarray:
-            """CKA and, as one more row, the soft alignment."""
-            matrix = cka_ratio(
-                np.tensordot(weights, cross, 1), weights @ own_rows, weights @ own_columns
-            )
-            return np.vstack([matrix, soft_alignment(matrix, self.k)])
-
-        both = estimate(np.ones(len(cross), dtype=np.int64))
-        low, high = interval(estimate, len(cross), self.seed, least=LEAST_BLOCKS)
-        null_mean, null_high = _null(tally, own_rows.sum(0), own_columns.sum(0), shape)
-        nearest, near, chance = _neighbours(tally, self.neighbours)
+    def result(self, state: AlignmentState, batch_size: int) -> Alignment:
+        columns, rows = self.columns, self.rows
+        found = Estimate.of(state.blocks, self.k, self.seed)
+        null_mean, null_high = _null(state, found.matrix.shape, self.permutations)
         settings = {
             "positions": self.positions,
             "per_document": self.per_document,
-            "batch_size": size,
+            "batch_size": batch_size,
             "k": self.k,
             "neighbours": self.neighbours,
             "permutations": self.permutations,
+            "second": self.second,
+            "sinks": self.sinks,
         }
         return Alignment(
             provenance=provenance(
                 [columns.model, rows.model],
                 self.tokenizer,
-                documents.description(),
+                described(state.texts),
                 settings,
                 self.seed,
             ),
@@ -192,60 +179,110 @@ class AlignmentRun:
             model_b=rows.name,
             memory_layers=columns.memory_layers,
             positions=self.positions,
-            documents=tally.documents,
-            samples=tally.samples,
-            batches=tally.batches,
-            blocks=len(tally.blocks),
-            batch_size=size,
+            documents=state.documents,
+            samples=state.samples,
+            batches=state.batches,
+            blocks=len(state.blocks),
+            batch_size=batch_size,
             per_document=self.per_document,
             permutations=self.permutations,
             k=self.k,
-            neighbours_k=near,
-            neighbours_chance=chance,
-            matrix=both[:-1],
-            low=low[:-1],
-            high=high[:-1],
+            aligned_share=state.aligned / state.candidates,
+            other_tokenizer=self.tokenizer_b is not None,
+            matrix=found.matrix,
+            low=found.low,
+            high=found.high,
             null_mean=null_mean,
             null_high=null_high,
-            neighbours=nearest,
-            soft_index=both[-1],
-            soft_low=low[-1],
-            soft_high=high[-1],
+            soft_index=found.soft,
+            soft_low=found.soft_low,
+            soft_high=found.soft_high,
+            **self._second(state),
+            **_sinks(state, self.sinks),
+        )
+
+    def _second(self, state: AlignmentState) -> dict[str, Any]:
+        """Fields of the second opinions."""
+        if not self.second:
+            return {}
+        rows, columns = state.pooled()
+        near = max(1, min(self.neighbours, rows.shape[1] // 4))
+        generator = np.random.default_rng([self.seed, 2])
+        found = second_opinions(rows, columns, near, generator)
+        soft = found.soft(lambda matrix: soft_alignment(matrix, self.k))
+        return {
+            "pool": rows.shape[1],
+            "neighbours_k": near,
+            "neighbours_chance": near / (rows.shape[1] - 1),
+            "neighbours": found.value[0],
+            "procrustes": found.value[1],
+            "rsa": found.value[2],
+            "second_null_mean": found.null_mean,
+            "second_null_high": found.null_high,
+            **dict(zip(("second_soft", "second_low", "second_high"), soft, strict=True)),
+        }
+
+
+def check_options(per_document: int, k: int, rows: Subject) -> None:
+    if per_document < 1:
+        raise UsageError(f"per_document {per_document}: use at least 1")
+    if not 1 <= k <= len(rows.layers):
+        raise UsageError(
+            f"k {k}: {rows.name} has {len(rows.layers)} layers; use 1 to {len(rows.layers)}"
         )
 
 
-def features(subject: Subject, block: list[Picked]) -> np.ndarray:
-    """Residual after every block at the picked positions, [layers, samples, d] float32."""
-    parts = []
-    for batch in batches(block, lambda picked: len(picked.ids)):
-        residuals = subject.residuals([picked.ids for picked in batch])
-        row = np.repeat(np.arange(len(batch)), [len(picked.positions) for picked in batch])
-        column = np.concatenate([picked.positions for picked in batch])
-        chosen = [depth[row, column].float() for depth in residuals.depths[1:]]
-        parts.append(torch.stack(chosen).cpu().numpy())
-    return np.concatenate(parts, axis=1)
-
-
-def _batch_size(total: int | None) -> int:
-    """Blocks enough for an interval where there are documents enough for blocks."""
+def block_size(batch_size: int | None, total: int | None) -> int:
+    """As asked for; or blocks enough for an interval where there are documents enough."""
+    if batch_size is not None:
+        if batch_size < MIN_SAMPLES:
+            raise UsageError(f"batch_size {batch_size}: debiased CKA needs {MIN_SAMPLES} or more")
+        return batch_size
     if total is None:
         return LARGEST_BATCH
     return min(LARGEST_BATCH, max(SMALLEST_BATCH, total // BLOCKS))
 
 
+def blocks_of(documents: Documents, picker: Picker, size: int) -> Iterator[list]:
+    """What `picker` gives of `size` documents that have a position to look at."""
+    found = (picker(document) for document in documents)
+    picked = (one for one in found if len(one[0][0].positions))
+    while block := list(islice(picked, size)):
+        yield block
+
+
+def too_few(documents: Documents, choice: Choice) -> CorpusError:
+    missing = choice.missing()
+    return CorpusError(
+        missing
+        or f"{documents.read} documents are too few: CKA needs at least {MIN_SAMPLES} with a "
+        f"position to compare ({choice.asked})"
+    )
+
+
+def described(texts: tuple[dict, ...]) -> dict[str, Any]:
+    """Of parts that were read apart."""
+    if len(texts) == 1:
+        return texts[0]
+    documents = sum(part["documents"] for part in texts)
+    return {"kind": "parts", "documents": documents, "parts": list(texts)}
+
+
 def _null(
-    tally: Tally, rows: np.ndarray, columns: np.ndarray, shape: tuple[int, ...]
+    state: AlignmentState, shape: tuple[int, ...], permutations: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    if not tally.permutations:
+    if not permutations:
         return np.full(shape, np.nan), np.full(shape, np.nan)
-    null = cka_ratio(np.asarray(tally.null), rows, columns)
+    null = state.null_cka()
     return null.mean(0), np.percentile(null, 95, axis=0)
 
 
-def _neighbours(tally: Tally, most: int) -> tuple[np.ndarray, int, float]:
-    """Overlap, the k it was computed with, and what chance gives."""
-    rows = np.concatenate([pair[0] for pair in tally.pool], axis=1)[:, :POOL]
-    columns = np.concatenate([pair[1] for pair in tally.pool], axis=1)[:, :POOL]
-    n = rows.shape[1]
-    near = max(1, min(most, n // 4))
-    return mutual_neighbours(rows, columns, near), near, near / (n - 1)
+def _sinks(state: AlignmentState, asked: bool) -> dict[str, Any]:
+    """Fields of the check with special tokens put back."""
+    if not asked:
+        return {}
+    total = HsicSums.total(state.sinks)
+    return {
+        "with_sinks": cka_ratio(total.cross, total.rows, total.columns),
+        "sink_share": state.replaced / state.samples,
+    }

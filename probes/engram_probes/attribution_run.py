@@ -79,7 +79,7 @@ def subject_token(subject: Subject, tokenizer, token: Any) -> int | None:
             found = index(token)
         except TypeError:
             raise UsageError(f"{token!r} is no token; give its text or its id") from None
-    size = subject.model.config.vocab_size
+    size = subject.config.vocab_size
     if not 0 <= found < size:
         raise UsageError(f"token id {found} is outside the vocabulary of {subject.name} ({size:,})")
     return found

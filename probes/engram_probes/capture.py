@@ -6,15 +6,16 @@ Texts are read as `<bos>` + text. Batches are padded to the right, where nothing
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from engram_model.errors import UsageError
+from engram_model.memories import Memory, Tap, memories_of, text_config
 from engram_probes.provenance import model_name
 
-Tap = Callable[[str, Tensor], Tensor]
 TOKENS_AT_ONCE = 4096
 FINAL_NORMS = ("norm", "ln_f", "final_layer_norm", "norm_f")
 
@@ -27,6 +28,8 @@ class Subject:
         model: the causal model itself.
         base: what runs before its head.
         layers: its blocks.
+        collapse: residual of any depth -> [batch, positions, d], as the model's own head reads it.
+        alone: a vector [.., d] that all streams were given, and nothing else -> the same.
         norm, head: final norm and unembedding.
         memories: its memories in the order of their layers; empty for a model without.
     """
@@ -34,9 +37,11 @@ class Subject:
     model: nn.Module
     base: nn.Module
     layers: list[nn.Module]
+    collapse: Callable[[Tensor], Tensor]
+    alone: Callable[[Tensor], Tensor]
     norm: nn.Module
     head: nn.Module
-    memories: list[nn.Module]
+    memories: list[Memory]
 
     @classmethod
     def of(cls, model) -> "Subject":
@@ -45,8 +50,6 @@ class Subject:
         Raises:
             UsageError: not a causal language model, or one whose blocks or final norm are hidden.
         """
-        from engram_model.memory import EngramMemory
-
         model = getattr(model, "original_model", model)
         if not hasattr(model, "get_output_embeddings") or model.get_output_embeddings() is None:
             raise UsageError(
@@ -54,15 +57,17 @@ class Subject:
                 "with engram_model.load or AutoModelForCausalLM"
             )
         base = model.base_model
-        base = getattr(base, "decoder", base)
-        memories = [m for m in model.modules() if isinstance(m, EngramMemory)]
+        base = getattr(base, "language_model", getattr(base, "decoder", base))
+        collapse, alone, norm = _end_of(base)
         return cls(
             model=model,
             base=base,
-            layers=_blocks(base, model.config.num_hidden_layers),
-            norm=_final_norm(base),
+            layers=_blocks(base, text_config(model).num_hidden_layers),
+            collapse=collapse,
+            alone=alone,
+            norm=norm,
             head=model.get_output_embeddings(),
-            memories=sorted(memories, key=lambda memory: memory.layer_id),
+            memories=list(memories_of(model).values()),
         )
 
     @property
@@ -76,12 +81,12 @@ class Subject:
     @property
     def context(self) -> int:
         """Most tokens it can read, `<bos>` included."""
-        return int(self.model.config.max_position_embeddings)
+        return int(self.config.max_position_embeddings)
 
-    def collapse(self, residual: Tensor) -> Tensor:
-        """Residual of any depth -> [batch, positions, d], as the model's own head reads it."""
-        collapse = getattr(self.base, "collapse", None)
-        return residual if collapse is None else collapse(residual)
+    @property
+    def config(self) -> Any:
+        """Of the language model."""
+        return text_config(self.model)
 
     def encode(self, tokenizer, text: str) -> list[int]:
         """Ids of `<bos>` + text.
@@ -101,7 +106,7 @@ class Subject:
         return ids
 
     def check_vocabulary(self, ids: list[int]) -> None:
-        vocabulary = self.model.config.vocab_size
+        vocabulary = self.config.vocab_size
         if max(ids) >= vocabulary:
             raise UsageError(
                 f"token id {max(ids)} is outside the vocabulary of {self.name} ({vocabulary:,}); "
@@ -138,7 +143,7 @@ class Subject:
             for layer in self.layers:
                 hooks.enter_context(_removed(layer.register_forward_hook(after)))
             hooks.enter_context(
-                _removed(self.norm.register_forward_hook(lambda _m, _a, out: last.append(out)))
+                _removed(self.base.register_forward_hook(lambda _m, _a, out: last.append(out[0])))
             )
             output = self.model(self._tensor(batch), use_cache=False, logits_to_keep=1)
         return Residuals(depths, last[-1], output.logits[:, -1])
@@ -194,7 +199,7 @@ class MemoryTrace:
     def __exit__(self, *_exception) -> None:
         self._hooks.close()
 
-    def _listen(self, memory: nn.Module) -> None:
+    def _listen(self, memory: Memory) -> None:
         kept = self._kept[memory.layer_id]
 
         def keep(name: str, tensor: Tensor) -> None:
@@ -214,8 +219,8 @@ class MemoryTrace:
         return {name: np.stack([layer[name] for layer in layers]) for name in layers[0]}
 
     def _layer(self, kept: dict[str, Tensor]) -> dict[str, np.ndarray]:
-        hidden = kept["hidden"][0]
-        out = kept["out"][0].reshape(hidden.shape)  # one stream: [p, d]
+        shape = *kept["gate"][0].shape, -1  # [p, M, d], however the model lays its streams out
+        hidden, out = kept["hidden"][0].reshape(shape), kept["out"][0].reshape(shape)
         fields = {
             "scores": kept["score"][0].float(),
             "gate": kept["gate"][0].float(),
@@ -229,7 +234,7 @@ class MemoryTrace:
 
 def check_vocabularies(first: Subject, second: Subject) -> None:
     """Refuse two models whose positions do not correspond."""
-    sizes = first.model.config.vocab_size, second.model.config.vocab_size
+    sizes = first.config.vocab_size, second.config.vocab_size
     checksums = {
         getattr(subject.model.config, "tokenizer_sha256", None) for subject in (first, second)
     } - {None}
@@ -237,7 +242,7 @@ def check_vocabularies(first: Subject, second: Subject) -> None:
         raise UsageError(
             f"{first.name} and {second.name} have other vocabularies ({sizes[0]:,} and "
             f"{sizes[1]:,} tokens), so their positions do not correspond; compare models of "
-            "one tokenizer"
+            "one tokenizer, or in CKA give the other's as tokenizer_b"
         )
 
 
@@ -265,7 +270,7 @@ def batches(documents: Iterable, length: Callable, most: int = TOKENS_AT_ONCE) -
 
 
 @contextmanager
-def tapped(memory: nn.Module, wrap: Callable[[Tap | None], Tap]) -> Iterator[None]:
+def tapped(memory: Memory, wrap: Callable[[Tap | None], Tap]) -> Iterator[None]:
     """While open, `wrap(tap)` stands in each forward pass for the tap that the memory has then.
 
     It works through a TransformerBridge, which sets its tap anew in every pass, and nests.
@@ -286,7 +291,7 @@ def tapped(memory: nn.Module, wrap: Callable[[Tap | None], Tap]) -> Iterator[Non
 
 
 @contextmanager
-def heard(memory: nn.Module, keep: Callable[[str, Tensor], None]) -> Iterator[None]:
+def heard(memory: Memory, keep: Callable[[str, Tensor], None]) -> Iterator[None]:
     """While open, `keep(name, tensor)` is told what the memory computes, as others left it."""
 
     def wrap(outer: Tap | None) -> Tap:
@@ -316,6 +321,15 @@ def _blocks(base: nn.Module, number: int) -> list[nn.Module]:
     raise UsageError(
         f"{type(base).__name__} has no list of its {number} blocks, so its residuals cannot be read"
     )
+
+
+def _end_of(base: nn.Module) -> tuple[Callable, Callable, nn.Module]:
+    """How a model's end reads its residual: collapse, alone and norm of a `Subject`."""
+    mixer = getattr(base, "hyper_connection_mixer", None)  # it norms as it collapses
+    if mixer is not None:
+        streams = base.config.hc_count
+        return mixer, lambda vector: mixer(torch.cat([vector] * streams, -1)), nn.Identity()
+    return getattr(base, "collapse", nn.Identity()), nn.Identity(), _final_norm(base)
 
 
 def _final_norm(base: nn.Module) -> nn.Module:

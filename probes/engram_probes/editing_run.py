@@ -46,7 +46,7 @@ def edit_rows(
     slots = _slots_at(subject, ids, position)
     deltas = {
         memory.layer_id: torch.zeros(
-            len(slots[memory.layer_id]), memory.config.engram_head_dim,
+            len(slots[memory.layer_id]), memory.embed.weight.shape[1],
             device=subject.model.device, requires_grad=True,
         )
         for memory in subject.memories
@@ -54,7 +54,7 @@ def edit_rows(
     with _quiet(subject), _shifted(subject, slots, deltas):
         run = _closed if method == "closed" else _gradient
         taken = run(subject, ids, first, deltas, slots, steps, goal)
-    order = subject.model.config.engram_max_ngram_size
+    order = subject.memories[0].max_ngram_size
     shown = ids[max(1, position - order + 1) : position + 1]
     return _patch(subject, slots, deltas), taken, shown
 

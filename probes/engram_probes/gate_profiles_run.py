@@ -10,12 +10,25 @@ from typing import Any
 import numpy as np
 
 from engram_model.errors import CorpusError, UsageError
+from engram_model.scoring import opening_id
 from engram_probes.bootstrap import divide, interval
 from engram_probes.capture import MemoryTrace, Subject
+from engram_probes.gate_correlations import correlations, features
+from engram_probes.gate_groups import (
+    TEXT_GROUPS,
+    Group,
+    ngram_groups,
+    ngram_members,
+    text_members,
+)
 from engram_probes.gate_profiles import CONTROLS, LABELS, MEASURES, GateProfile
+from engram_probes.memory_tables import tables_of
+from engram_probes.ngram_use import NgramUse
 from engram_probes.positions import ENTITY_KINDS, last_tokens
 from engram_probes.provenance import provenance
-from engram_probes.strata import BANDS, MECHANISMS, frequency_bands, mechanism_names
+from engram_probes.rank_correlation import TokenSample, correlation, priorities
+from engram_probes.slots_run import index_of
+from engram_probes.strata import BANDS, frequency_bands, mechanism_names
 from engram_probes.text import Documents
 
 BLOCKS = 200
@@ -23,41 +36,32 @@ BINS = 50
 EDGES = np.stack([np.linspace(0, 1, BINS + 1), np.logspace(-3, 2, BINS + 1)])
 ROLES = ("end", "inside", "other")
 STRATA = 2 * BANDS
-TIERS = (0, 1, 4, 16, 64, 256)
-SURPRISALS = ((0.0, 0.1), (0.1, 1.0), (1.0, 4.0), (4.0, np.inf))  # nats
-GROUPS = (
-    *(f"mechanism {name}" for name in MECHANISMS),
-    *(f"end of a name, tier {tier}" for tier in TIERS),
-    *(
-        f"next token's surprisal {low:g} to {high:g}"
-        if high < np.inf
-        else f"next token's surprisal over {low:g}"
-        for low, high in SURPRISALS
-    ),
-)
 
 
 @dataclass(eq=False)
 class GateState:
     """counts [block, label, role, stratum, measure, L, M, bin]; sums [block, group, measure, L, M]
-    of gates and of logarithms of added sizes; tokens [block, group]; moments [block, L, M+1, M+1]
-    of the gates and 1; totals [block, measure, L, M, bin]."""
+    of gates and of logarithms of added sizes; tokens [block, group, L]; moments
+    [block, L, M+1, M+1] of the gates and 1; totals [block, measure, L, M, bin]; with an index a
+    sample of tokens, for ranks."""
 
     counts: np.ndarray
     sums: np.ndarray
     tokens: np.ndarray
     moments: np.ndarray
     totals: np.ndarray
+    sample: TokenSample
 
     @classmethod
-    def empty(cls, layers: int, streams: int) -> "GateState":
+    def empty(cls, layers: int, streams: int, groups: int) -> "GateState":
         sizes = (len(MEASURES), layers, streams)
         return cls(
             counts=np.zeros((BLOCKS, len(LABELS), len(ROLES), STRATA, *sizes, BINS), np.int32),
-            sums=np.zeros((BLOCKS, len(GROUPS), *sizes)),
-            tokens=np.zeros((BLOCKS, len(GROUPS)), np.int64),
+            sums=np.zeros((BLOCKS, groups, *sizes)),
+            tokens=np.zeros((BLOCKS, groups, layers), np.int64),
             moments=np.zeros((BLOCKS, layers, streams + 1, streams + 1)),
             totals=np.zeros((BLOCKS, *sizes, BINS), np.int64),
+            sample=TokenSample(),
         )
 
     def __add__(self, other: "GateState") -> "GateState":
@@ -81,42 +85,81 @@ class GateState:
             where = (roles[known], tokens.strata[known], *places[..., known], bins[..., known])
             np.add.at(self.counts[block, label], where, 1)
         logs = np.stack([values[0], np.log(np.maximum(values[1], EDGES[1, 0]))])
-        for group, members in enumerate(tokens.groups):
-            self.sums[block, group] += logs[..., members].sum(-1)
-            self.tokens[block, group] += members.sum()
+        self.sums[block] += np.einsum("klmp,glp->gklm", logs, tokens.groups)
+        self.tokens[block] += tokens.groups.sum(-1)
         gates = np.concatenate([values[0], np.ones_like(values[0][:, :1])], 1)  # [L, M+1, p]
         self.moments[block] += np.einsum("lap,lbp->lab", gates, gates)
+        if tokens.features is not None:
+            self.sample.add(block, *tokens.features)
 
 
 @dataclass(frozen=True, eq=False)
 class _Tokens:
-    """roles [label, p]: place in ROLES, -1 for none; strata [p]; groups bool [group, p]."""
+    """roles [label, p]: place in ROLES, -1 for none; strata [p]; groups bool [group, L, p];
+    priorities [n] and features [n, F] of those with a next token, given an index."""
 
     roles: np.ndarray
     strata: np.ndarray
     groups: np.ndarray
+    features: tuple[np.ndarray, np.ndarray] | None
+
+
+@dataclass(frozen=True, eq=False)
+class _Reader:
+    """What is read with: `counted` holds compression, use and fifths, given an index."""
+
+    subject: Subject
+    tokenizer: Any
+    seed: int
+    counted: tuple[np.ndarray, NgramUse, np.ndarray] | None = None
+
+    @classmethod
+    def of(cls, model, tokenizer, index: Any, controls: int, seed: int) -> "_Reader":
+        subject = Subject.of(model)
+        if not subject.memories:
+            raise UsageError(
+                f"{subject.name} has no memory, so it has no gates; give a model with one"
+            )
+        if index is None:
+            return cls(subject, tokenizer, seed)
+        tables = tables_of(model)
+        use = NgramUse(index_of(tables, tokenizer, index, None), controls)
+        counted = np.asarray(tables.compression), use, use.fifths(seed)
+        return cls(subject, tokenizer, seed, counted)
+
+    @property
+    def groups(self) -> tuple[Group, ...]:
+        return TEXT_GROUPS + (ngram_groups(self.counted[1].orders) if self.counted else ())
 
 
 @dataclass(frozen=True, eq=False)
 class GateRun:
-    subject: Subject
-    tokenizer: Any
+    reader: _Reader
     documents: Documents
     state: GateState
 
 
 def read(
-    model, tokenizer, texts, most_documents: int | None, most_tokens: int | None, progress
+    model,
+    tokenizer,
+    texts,
+    most_documents: int | None,
+    most_tokens: int | None,
+    progress,
+    index: Any = None,
+    controls: int = 0,
+    seed: int = 0,
 ) -> GateRun:
     """Run document after document. Longer ones are cut to the context."""
-    subject = Subject.of(model)
-    if not subject.memories:
-        raise UsageError(f"{subject.name} has no memory, so it has no gates; give a model with one")
+    reader = _Reader.of(model, tokenizer, index, controls, seed)
     documents = Documents(texts, most_documents)
-    state, done = None, 0
+    state: GateState | None = None
+    done = 0
     for number, document in enumerate(documents):
-        values, tokens = _measure(subject, tokenizer, document)
-        state = state or GateState.empty(*values.shape[1:3])
+        values, tokens = _measure(reader, document)
+        if state is None:
+            layers, streams = values.shape[1:3]
+            state = GateState.empty(layers, streams, len(reader.groups))
         state.add(number % BLOCKS, values, tokens)
         done += values.shape[-1]
         if progress:
@@ -125,13 +168,14 @@ def read(
             break
     if state is None:
         raise CorpusError("the corpus is empty: there is no text to read")
-    return GateRun(subject, tokenizer, documents, state)
+    return GateRun(reader, documents, state)
 
 
-def _measure(subject: Subject, tokenizer, document: dict) -> tuple[np.ndarray, _Tokens]:
+def _measure(reader: _Reader, document: dict) -> tuple[np.ndarray, _Tokens]:
+    subject, tokenizer = reader.subject, reader.tokenizer
     encoded = tokenizer(document["text"], add_special_tokens=False, return_offsets_mapping=True)
     room = subject.context - 1
-    ids = [tokenizer.bos_token_id, *encoded["input_ids"][:room]]
+    ids = [opening_id(tokenizer), *encoded["input_ids"][:room]]
     subject.check_vocabulary(ids)
     with MemoryTrace(subject) as trace:
         logits = subject.logits(ids)
@@ -142,13 +186,25 @@ def _measure(subject: Subject, tokenizer, document: dict) -> tuple[np.ndarray, _
     surprisal = -logits.float().log_softmax(-1).cpu().numpy()[np.arange(len(ids)), following]
     surprisal[-1] = np.nan
     usual = ~subject.special(tokenizer, ids)
-    tokens = _describe(tokenizer, document, encoded["offset_mapping"][:room], ids, surprisal)
-    return values[..., usual], _Tokens(
-        tokens.roles[:, usual], tokens.strata[usual], tokens.groups[:, usual]
+    roles, strata, members = _describe(
+        tokenizer, document, encoded["offset_mapping"][:room], ids, surprisal
     )
+    groups = np.repeat(members[:, None], values.shape[1], 1)  # [group, L, p]
+    kept = None
+    if reader.counted:
+        compression, use, fifths = reader.counted
+        used = use(compression[np.array(ids)])
+        groups = np.concatenate([groups, ngram_members(used, fifths)])
+        known = usual & np.isfinite(surprisal)
+        kept = (
+            priorities(document["text"], len(ids), reader.seed)[known],
+            features(values, surprisal, used)[known],
+        )
+    tokens = _Tokens(roles[:, usual], strata[usual], groups[..., usual], kept)
+    return values[..., usual], tokens
 
 
-def _describe(tokenizer, document: dict, offsets, ids: list[int], surprisal) -> _Tokens:
+def _describe(tokenizer, document: dict, offsets, ids: list[int], surprisal):
     """Roles, strata and groups of every position, `<bos>` included."""
     from engram_model.world import token_spans
 
@@ -168,14 +224,9 @@ def _describe(tokenizer, document: dict, offsets, ids: list[int], surprisal) -> 
             if LABELS[label] == "entity":
                 tiers[end + 1] = span.get("tier")
     mechanisms = [None, *mechanism_names(spans, owners[1:])]  # <bos> has none
-    groups = [
-        *(np.array(mechanisms, dtype=object) == name for name in MECHANISMS),
-        *(np.array(tiers, dtype=object) == tier for tier in TIERS),
-        *((surprisal >= low) & (surprisal < high) for low, high in SURPRISALS),
-    ]
     begins = np.array([False, *(text[a : a + 1].isspace() for a, _ in offsets)])
     strata = frequency_bands(np.array(ids), len(tokenizer)) + BANDS * begins
-    return _Tokens(roles, strata, np.array(groups, dtype=bool))
+    return roles, strata, text_members(mechanisms, tiers, surprisal)
 
 
 def _labels(span: dict) -> tuple[int, ...]:
@@ -188,7 +239,7 @@ def _labels(span: dict) -> tuple[int, ...]:
 
 def statistics(run: GateRun, settings: dict[str, Any], seed: int) -> GateProfile:
     """The result. Blocks without documents are left out."""
-    state, subject = run.state, run.subject
+    state, reader = run.state, run.reader
     blocks = min(BLOCKS, run.documents.read)
     counts = state.counts[:blocks].astype(np.float32)  # exact below 2^24, and products are fast
 
@@ -198,24 +249,24 @@ def statistics(run: GateRun, settings: dict[str, Any], seed: int) -> GateProfile
     once = np.ones(blocks, dtype=np.int64)
     low, high = interval(auc_of, blocks, seed)
     sums, tokens = state.sums[:blocks], state.tokens[:blocks]
-    parts = np.concatenate([sums.reshape(blocks, len(GROUPS), -1), tokens[:, :, None]], -1)
-    shape = sums.shape[1:]
 
     def means_of(weights: np.ndarray) -> np.ndarray:
-        total = np.tensordot(weights, parts, 1)
-        gates, logs = divide(total[:, :-1], total[:, -1:]).reshape(shape).swapaxes(0, 1)
+        number = np.tensordot(weights, tokens, 1)[:, None, :, None]
+        gates, logs = divide(np.tensordot(weights, sums, 1), number).swapaxes(0, 1)
         return np.stack([gates, np.exp(logs)], 1)
 
     group_low, group_high = interval(means_of, blocks, seed)
+    described = run.documents.description()
+    if reader.counted:
+        described["index"] = reader.counted[1].corpus
     return GateProfile(
-        provenance=provenance(
-            [subject.model], run.tokenizer, run.documents.description(), settings, seed
-        ),
-        layers=subject.memory_layers,
+        provenance=provenance([reader.subject.model], reader.tokenizer, described, settings, seed),
+        layers=reader.subject.memory_layers,
         labels=LABELS,
         controls=CONTROLS,
         measures=MEASURES,
-        groups=GROUPS,
+        groups=tuple(group.name for group in reader.groups),
+        group_kinds=tuple(group.kind for group in reader.groups),
         documents=run.documents.read,
         tokens=int(state.totals[:, 0, 0, 0].sum()),
         auc=auc_of(once),
@@ -226,10 +277,22 @@ def statistics(run: GateRun, settings: dict[str, Any], seed: int) -> GateProfile
         group_low=group_low,
         group_high=group_high,
         group_tokens=tokens.sum(0),
-        correlation=_correlation(state.moments.sum(0)),
+        correlation=correlation(state.moments.sum(0)),
         histogram=state.totals.sum(0),
         edges=EDGES,
+        **_frequency(run, blocks, seed),
     )
+
+
+def _frequency(run: GateRun, blocks: int, seed: int) -> dict[str, Any]:
+    """The fields that need an index."""
+    if run.reader.counted is None:
+        return {}
+    _, use, fifths = run.reader.counted
+    shape = run.state.totals.shape[2:4]
+    number = len(use.orders), use.controls
+    found = correlations(run.state.sample, shape, *number, blocks, seed)
+    return {"orders": use.orders, "fifths": fifths, **found}
 
 
 def _auc(counts: np.ndarray) -> np.ndarray:
@@ -253,12 +316,3 @@ def _wins(positive: np.ndarray, negative: np.ndarray) -> tuple[np.ndarray, np.nd
     below = np.cumsum(negative, -1) - negative / 2
     number = positive.sum(-1)
     return divide((positive * below).sum(-1), number * negative.sum(-1)), number
-
-
-def _correlation(moments: np.ndarray) -> np.ndarray:
-    """Sums of products of M gates and 1 -> correlations [L, M, M]."""
-    number = moments[:, -1:, -1:]
-    mean = moments[:, :-1, -1:] / number
-    covariance = moments[:, :-1, :-1] / number - mean * mean.swapaxes(-1, -2)
-    spread = np.sqrt(np.einsum("lmm->lm", covariance))
-    return divide(covariance, spread[:, :, None] * spread[:, None, :])

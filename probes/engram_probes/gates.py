@@ -248,7 +248,7 @@ def _gate_map(subject, tokenizer, text, ids, traced, logits, topk) -> GateMap:
     surprisal = np.full(len(ids), np.nan, dtype=np.float32)
     following = np.array(ids[1:])
     surprisal[:-1] = -log_probs[:-1].cpu().numpy()[np.arange(len(following)), following]
-    config = subject.model.config
+    memory = subject.memories[0]
     return GateMap(
         provenance=provenance(
             [subject.model], tokenizer, describe_texts([text]), {"topk": topk}, None
@@ -256,8 +256,8 @@ def _gate_map(subject, tokenizer, text, ids, traced, logits, topk) -> GateMap:
         layers=tuple(memory.layer_id for memory in subject.memories),
         tokens=token_texts(tokenizer, ids),
         token_ids=np.array(ids, dtype=np.int64),
-        max_ngram_size=config.engram_max_ngram_size,
-        n_heads=config.engram_n_heads,
+        max_ngram_size=memory.max_ngram_size,
+        n_heads=memory.n_heads,
         next_surprisal=surprisal,
         next_ids=best.indices.cpu().numpy(),
         next_probs=best.values.exp().cpu().numpy(),

@@ -323,6 +323,7 @@ def logit_lens(
     topk: int = 5,
     max_tokens: int | None = None,
     chunk_tokens: int | None = None,
+    share: float = 1.0,
     by: str | None = None,
     translators: "TunedLens | None" = None,
     seed: int = 0,
@@ -341,19 +342,21 @@ def logit_lens(
         topk: k of the top-k agreement.
         max_tokens: stop after the document that reaches so many tokens.
         chunk_tokens: tokens whose logits are held at a time; changes memory, not results.
+        share: of the positions, drawn by seed, that are read; the time is almost all in reading.
+            Models with one tokenizer are read at the same.
         by: give curves apart for tokens by `mechanism` of the span that the next token belongs to
             (of a corpus with spans), by `frequency` of the next token, or by `position`.
         translators: the model's tuned lens, whose translator is applied at each depth but the
             last before the final norm; None: the plain lens.
-        seed: of the intervals.
+        seed: of the intervals, and of the positions where not all are read.
         progress: called with (documents done, documents in all or None).
 
     Returns:
         A `LogitLens`.
 
     Raises:
-        UsageError: an empty text, a single text longer than the context, k out of range, no such
-            strata, or translators of another model.
+        UsageError: an empty text, a single text longer than the context, k or share out of
+            range, no such strata, or translators of another model.
         CorpusError: no text.
         EngramError: the model's head does more than norm and unembedding.
     """
@@ -363,19 +366,23 @@ def logit_lens(
     from engram_probes.text import Documents
 
     subject, documents = Subject.of(model), Documents(texts)
-    if not 1 <= topk <= subject.model.config.vocab_size:
-        raise UsageError(f"topk {topk}: use 1 to {subject.model.config.vocab_size}")
+    if not 1 <= topk <= subject.config.vocab_size:
+        raise UsageError(f"topk {topk}: use 1 to {subject.config.vocab_size}")
+    if not 0 < share <= 1 or (documents.single and share < 1):
+        raise UsageError(f"share {share}: use more than 0, and 1 at most; of a single text all")
     strata = Strata.named(by) if by is not None else None
     translate, checksum = None, None
     if translators is not None:
         translators.check(subject.model)
         translate, checksum = translators.module(subject.model.device), translators.sha256
     run = read_documents(
-        subject, tokenizer, documents, topk, max_tokens, chunk_tokens, strata, progress, translate
-    )
+        subject, tokenizer, documents, topk, max_tokens, chunk_tokens, share, strata, seed,
+        progress, translate,
+    )  # fmt: skip
     counts = run.counts[..., None]
     low, high = ratio_interval(run.sums, counts, seed)
-    settings = {"topk": topk, "max_tokens": max_tokens, "by": by, "translators": checksum}
+    settings = {"topk": topk, "max_tokens": max_tokens, "share": share, "by": by}
+    settings["translators"] = checksum
     return LogitLens(
         provenance=provenance([subject.model], tokenizer, documents.description(), settings, seed),
         model=subject.name,

@@ -11,12 +11,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from engram_kernels.readout import Comparison, compare_logits
 from engram_model.errors import EngramError
 from engram_probes.capture import Residuals, Subject
 from engram_probes.lens import METRICS, SETTLED
 
 Translate = Callable[[Tensor, int], Tensor]
-CPU_CHUNK, GPU_CHUNK = 2**20, 2**24  # numbers in a chunk of logits; 4 MB stay in a CPU's cache
+CPU_CHUNK, GPU_CHUNK = 2**20, 2**26  # numbers in a chunk of logits; 4 MB stay in a CPU's cache
 NEEDS_NEXT = ("rank", "log_rank", "log_prob")
 TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-8}  # of the largest logit; else:
 COARSE_TOLERANCE = 2e-2
@@ -47,17 +48,23 @@ def measure(
     subject: Subject,
     residuals: Residuals,
     batch: list[list[int]],
+    chosen: list[np.ndarray],
     topk: int,
     chunk: int,
     translate: Translate | None = None,
 ) -> list[TokenValues]:
-    """The lens of each document of a batch; `translate` is given a residual and its depth."""
+    """The lens of each document of a batch, at its chosen positions, at least one of each.
+
+    `translate` is given a residual and its depth.
+    """
     check_head(subject, residuals)
-    lengths = [len(ids) for ids in batch]
+    lengths = [len(places) for places in chosen]
     row = np.repeat(np.arange(len(batch)), lengths)
-    column = np.concatenate([np.arange(length) for length in lengths])
+    column = np.concatenate(chosen)
     # What follows a document's last token is not known; its own stands in and is not used.
-    following = np.concatenate([[*ids[1:], ids[-1]] for ids in batch])
+    following = np.concatenate(
+        [np.array([*ids[1:], ids[-1]])[places] for ids, places in zip(batch, chosen, strict=True)]
+    )
     parts = []
     for start in range(0, len(row), chunk):
         these = slice(start, start + chunk)
@@ -92,72 +99,58 @@ def _close(subject: Subject, ours: Tensor, models: Tensor) -> float:
 def _chunk(
     subject: Subject, depths: list[Tensor], hidden: Tensor, following: Tensor, topk: int
 ) -> TokenValues:
-    logits = subject.head(hidden).float()
-    final_log = logits.log_softmax(-1)
-    final_top = logits.topk(topk).indices
-    rows, tops, probs, holds = [], [], [], []
+    final = subject.head(hidden)
+    log_sum, final_top = final.float().logsumexp(-1), final.topk(topk).indices
+    rows, holds, tops, probs = [], [], [], []
     difference = 0.0
     for index, depth in enumerate(depths):
         # The norm is computed anew at every depth; the final one's scale would be wrong there.
-        here = subject.head(subject.norm(depth)).float()
+        here = subject.head(subject.norm(depth))
         if index == len(depths) - 1:
-            difference = _close(subject, here, logits)
-        values, top1, top1_prob, held = _depth(here, following, final_log, final_top)
+            difference = _close(subject, here.float(), final.float())
+        found = compare_logits(here, final, log_sum, following, final_top)
+        values, held = _depth(found)
         rows.append(values)
-        tops.append(top1)
-        probs.append(top1_prob)
         holds.append(held)
-    top1 = torch.stack(tops)
-    settling = settling_depth(top1)
-    settled = _from_here_on(torch.stack(holds, 1))
+        tops.append(found.top1)
+        probs.append(found.top1_prob)
+    settled = from_here_on(torch.stack(holds, 1))
     return TokenValues(
         torch.cat([torch.stack(rows, 1), settled.float()]).cpu().numpy(),
-        top1.cpu().numpy(),
+        torch.stack(tops).cpu().numpy(),
         torch.stack(probs).cpu().numpy(),
-        settling.cpu().numpy(),
+        settling_depth(settled[0]).cpu().numpy(),
         difference,
     )
 
 
-def settling_depth(top1: Tensor) -> Tensor:
-    """[D, T] likeliest tokens -> [T] first depth from which on it is the final one."""
-    return len(top1) - _from_here_on((top1 == top1[-1])[None])[0].sum(0)
+def settling_depth(settled: Tensor) -> Tensor:
+    """Bool [D, T] settled at each depth -> [T] the first of them."""
+    return len(settled) - settled.sum(0)
 
 
-def _from_here_on(holds: Tensor) -> Tensor:
+def from_here_on(holds: Tensor) -> Tensor:
     """Bool [.., D, T] -> whether it holds at this depth and all after."""
     return holds.flip(-2).cumprod(-2).flip(-2)
 
 
-def _depth(
-    logits: Tensor, following: Tensor, final_log: Tensor, final_top: Tensor
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """All metrics but those of `SETTLED`, as in `METRICS`, [K-3, T]; top token; its probability;
-    what the definitions of `SETTLED` ask of this depth, bool [3, T]."""
-    log = logits.log_softmax(-1)
-    probs, final_probs = log.exp(), final_log.exp()
-    mixed = torch.special.entr((probs + final_probs) / 2).sum(-1)
-    entropy, final_entropy = (-(p * q).sum(-1) for p, q in ((probs, log), (final_probs, final_log)))
-    target, final_one = following[:, None], final_top[:, :1]
-    rank = (logits > logits.gather(1, target)).sum(-1) + 1
-    top = logits.topk(final_top.shape[1]).indices
-    overlap = (top[:, :, None] == final_top[:, None, :]).any(-1).float().mean(-1)
+def _depth(found: Comparison) -> tuple[Tensor, Tensor]:
+    """All metrics but those of `SETTLED`, as in `METRICS`, [K-3, T]; what the definitions of
+    `SETTLED` ask of this depth, bool [3, T]."""
+    first = found.final_rank == 1
     values = {
-        "kl": (final_probs * (final_log - log)).sum(-1),
-        "kl_reverse": (probs * (log - final_log)).sum(-1),
-        "js": mixed - (entropy + final_entropy) / 2,
-        "entropy": entropy,
-        "rank": rank.float(),
-        "log_rank": rank.float().log(),
-        "log_prob": log.gather(1, target)[:, 0],
-        "topk_overlap": overlap,
-        "top1_agreement": (top[:, 0] == final_top[:, 0]).float(),
+        "kl": found.kl,
+        "kl_reverse": found.kl_reverse,
+        "js": found.js,
+        "entropy": found.entropy,
+        "rank": found.rank.float(),
+        "log_rank": found.rank.float().log(),
+        "log_prob": found.log_prob,
+        "topk_overlap": found.overlap,
+        "top1_agreement": first.float(),
     }
     stacked = torch.stack([values[name] for name in METRICS if name not in SETTLED])
-    final_rank = (logits > logits.gather(1, final_one)).sum(-1) + 1
-    final_prob = log.gather(1, final_one)[:, 0].exp()
-    holds = torch.stack([top[:, 0] == final_top[:, 0], final_rank <= TOP, final_prob > HALF])
-    return stacked, top[:, 0], log.gather(1, top[:, :1])[:, 0].exp(), holds
+    return stacked, torch.stack([first, found.final_rank <= TOP, found.final_prob > HALF])
 
 
 def _by_document(parts: list[TokenValues], lengths: list[int]) -> list[TokenValues]:

@@ -35,27 +35,33 @@ def read_documents(
     topk: int = 1,
     max_tokens: int | None = None,
     chunk_tokens: int | None = None,
+    share: float = 1.0,
     strata: Strata | None = None,
+    seed: int = 0,
     progress: Callable[[int, int | None], None] | None = None,
     translate: Translate | None = None,
 ) -> LensRun:
     """Measure every document; memory grows with their number only."""
     model = subject.model
-    chunk = chunk_tokens or chunk_size(model.config.vocab_size, model.device)
-    reader = _Reader(subject, tokenizer, documents, max_tokens, strata)
+    chunk = chunk_tokens or chunk_size(subject.config.vocab_size, model.device)
+    reader = _Reader(subject, tokenizer, documents, max_tokens, share, strata, seed)
     sums, counts, single = [], [], {}
     stratum_sums, stratum_counts = [], []
     difference = 0.0
     for batch in batches(reader, lambda one: len(one.ids)):
         texts = [one.ids for one in batch]
-        measured = measure(subject, subject.residuals(texts), texts, topk, chunk, translate)
+        chosen = [one.chosen for one in batch]
+        residuals = subject.residuals(texts)
+        measured = measure(subject, residuals, texts, chosen, topk, chunk, translate)
         for one, token in zip(batch, measured, strict=True):
             ids = one.ids
-            counted = _counted(subject, tokenizer, ids)
+            counted = _counted(subject, tokenizer, ids)[:, one.chosen]
             kept = np.where(counted[:, None], token.values, 0).astype(np.float64)
             sums.append(kept.sum(-1))
             counts.append(counted.sum(-1))
-            members = one.strata == np.arange(len(strata.names) if strata else 0)[:, None]
+            members = (
+                one.strata[one.chosen] == np.arange(len(strata.names) if strata else 0)[:, None]
+            )
             stratum_sums.append(np.einsum("kdp,sp->skd", kept, members))
             stratum_counts.append(np.einsum("kp,sp->sk", counted, members, dtype=np.int64))
             difference = max(difference, token.max_difference)
@@ -78,9 +84,11 @@ def read_documents(
 
 @dataclass(frozen=True, eq=False)
 class _Read:
-    """ids of a document; the stratum of each position, [p], -1 for none."""
+    """ids of a document; the positions to read, position 0 always; the stratum of each position,
+    [p], -1 for none."""
 
     ids: list[int]
+    chosen: np.ndarray
     strata: np.ndarray
 
 
@@ -93,10 +101,13 @@ class _Reader:
         tokenizer,
         documents: Documents,
         max_tokens: int | None,
+        share: float,
         strata: Strata | None,
+        seed: int,
     ) -> None:
         self._subject, self._tokenizer, self._documents = subject, tokenizer, documents
         self._max_tokens, self._strata = max_tokens, strata
+        self._share, self._generator = share, np.random.default_rng([seed, 4])
         self.cut = 0
 
     def __iter__(self) -> Iterator[_Read]:
@@ -106,7 +117,9 @@ class _Reader:
             strata = np.full(len(ids), -1)
             if self._strata is not None:
                 strata = self._strata.of(document, self._tokenizer, ids)
-            yield _Read(ids, strata)
+            drawn = self._generator.random(len(ids)) < self._share
+            drawn[0] = True
+            yield _Read(ids, np.flatnonzero(drawn), strata)
             tokens += len(ids)
             if self._max_tokens is not None and tokens >= self._max_tokens:
                 return

@@ -38,21 +38,15 @@ class MemoryTables(Protocol):
 
 
 class ModelTables:
-    """The memories of an Engram model."""
+    """The memories of a model."""
 
     def __init__(self, subject: "Subject") -> None:
         if not subject.memories:
             raise UsageError(f"{subject.name} has no memory, so it has no slots")
-        config = subject.model.config
-        if config.engram_hash != "ngram":
-            raise UsageError(
-                f"{subject.name} hashes the {config.engram_hash}, not n-grams, so its slots say "
-                "nothing of a text"
-            )
         self.subject = subject
         self._memories = {memory.layer_id: memory for memory in subject.memories}
         self.compression = subject.memories[0].compression.cpu().numpy().astype(np.int64)
-        self.hasher = config.hasher(pad_id=int(self.compression[config.engram_pad_token_id]))
+        self.hasher = subject.memories[0].hasher_of(subject.memories)
 
     def rows(self, slots: np.ndarray, layer_id: int) -> np.ndarray:
         import torch
@@ -76,6 +70,11 @@ class ModelTables:
         weight = self._memories[layer_id].value_weight.detach().float()
         return torch.einsum("pcw,dcw->pcd", torch.as_tensor(rows, device=weight.device), weight)
 
+    def value_norms(self, slots: np.ndarray, column: int, layer_id: int) -> np.ndarray:
+        """Size of what rows [n] of one column (order and head) alone add to the value, [n]."""
+        weight = self._memories[layer_id].value_weight[:, column].detach().float().cpu().numpy()
+        return np.linalg.norm(self.rows(slots, layer_id) @ weight.T, axis=-1)
+
     def read(self, shares, most: int) -> tuple[np.ndarray, np.ndarray]:
         """Final norm and unembedding on value shares [p, C, d].
 
@@ -88,7 +87,7 @@ class ModelTables:
         with torch.inference_mode():
             for position in shares:  # one by one: logits are as wide as the vocabulary
                 states = position.to(self.subject.model.dtype)
-                logits = self.subject.head(self.subject.norm(states)).float()
+                logits = self.subject.head(self.subject.norm(self.subject.alone(states))).float()
                 found.append((logits - logits.mean(-1, keepdim=True)).topk(most))
         stacked = [torch.stack([getattr(f, name) for f in found]) for name in ("indices", "values")]
         return stacked[0].cpu().numpy(), stacked[1].cpu().numpy()

@@ -1,11 +1,14 @@
 """The distinct n-grams of a corpus and how often each occurs, for all orders in one pass."""
 
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from engram_model.errors import CorpusError, UsageError
+
+if TYPE_CHECKING:
+    from engram_model.hashing import NgramHasher
 
 DOCUMENTS_AT_ONCE = 256
 Progress = Callable[[int, int | None], None]
@@ -25,6 +28,14 @@ def pad_documents(
         parts += [pads, np.asarray(ids, dtype=np.int64)]
         inside += [np.zeros(len(pads), bool), np.ones(len(ids), bool)]
     return np.concatenate(parts), np.concatenate(inside)
+
+
+def ending_ngrams(compressed: np.ndarray, hasher: "NgramHasher") -> list[np.ndarray]:
+    """Of each order 2..N the n-gram that ends at each position of one text, [p, order]."""
+    size = hasher.max_ngram_size
+    padded, inside = pad_documents(hasher.segments(compressed), hasher.pad_id, size)
+    windows = np.lib.stride_tricks.sliding_window_view(padded, size)[inside[size - 1 :]]
+    return [windows[:, -order:] for order in range(2, size + 1)]
 
 
 def count_ngrams(

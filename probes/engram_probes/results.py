@@ -30,11 +30,15 @@ _CLASSES = {
     "lens": "lens.LogitLens",
     "lens-difference": "lens_difference.LensDifference",
     "cka": "alignment.Alignment",
+    "cka-training": "alignment_training.TrainingAlignment",
     "suppress": "suppression.Suppression",
     "slots": "slots.SlotTrace",
+    "compression": "compression_audit.CompressionAudit",
+    "row-contexts": "contexts.RowContexts",
     "row-load": "row_use.RowLoad",
     "linear": "linear.LinearProbe",
     "tuned-lens": "tuned_lens.TunedLens",
+    "patch": "patching.AttributionPatching",
 }
 
 

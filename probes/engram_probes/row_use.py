@@ -194,23 +194,24 @@ def row_load(index: "SlotIndex", tokenizer: Any, compression: np.ndarray | None 
     Args:
         index: what `engram_probes.slot_index` built or opened.
         tokenizer: the one it was built with; it puts the hottest rows' n-grams into words.
-        compression: raw id -> compressed id; None: `engram_model.compression_map(tokenizer)`.
+        compression: raw id -> compressed id; None: `engram_model.compression_map(tokenizer)`,
+            or each id itself where the memory hashes raw ids.
 
     Raises:
         UsageError: another tokenizer.
     """
-    from engram_model.compression import compression_map, compression_sha256, tokenizer_sha256
+    from engram_model.compression import compression_sha256, tokenizer_sha256
     from engram_probes.ngram_texts import NgramTexts
 
-    compression = compression_map(tokenizer) if compression is None else compression
+    compression = index.hasher.compression(tokenizer) if compression is None else compression
     index.check(index.hasher, compression_sha256(compression), tokenizer_sha256(tokenizer))
     texts = NgramTexts(tokenizer, compression, index.raw_counts)
     layers = index.hash["layer_ids"]
     largest = max(int(np.diff(index.layers[layer].offsets).max()) for layer in layers)
     edges = np.arange(0, largest + 2 + (width := largest // MOST_BINS + 1), width)
     columns = [
-        [_column(index, layer, column, edges, texts) for column in range(_columns(index))]
-        for layer in layers
+        [_column(index, layer, column, edges, reads, texts) for column in range(_columns(index))]
+        for layer, reads in ((layer, index.row_reads(layer)) for layer in layers)
     ]
     hasher = index.hasher
     return RowLoad(
@@ -241,7 +242,9 @@ def _columns(index: "SlotIndex") -> int:
     return (index.hash["max_ngram_size"] - 1) * index.hash["n_heads"]
 
 
-def _column(index: "SlotIndex", layer: int, column: int, edges: np.ndarray, texts) -> dict:
+def _column(
+    index: "SlotIndex", layer: int, column: int, edges: np.ndarray, row_reads: np.ndarray, texts
+) -> dict:
     """Numbers of one order and head."""
     hasher, order = index.hasher, column // index.hash["n_heads"] + 2
     first = hasher.offsets(layer)[column]
@@ -249,8 +252,7 @@ def _column(index: "SlotIndex", layer: int, column: int, edges: np.ndarray, text
     used, offsets, ids = index.layers[layer]
     begin, end = np.searchsorted(used, [first, first + rows])
     load = np.diff(offsets[begin : end + 1])
-    in_rows = index.counts[order][ids[offsets[begin] : offsets[end]]]
-    reads = np.add.reduceat(in_rows, offsets[begin:end] - offsets[begin])
+    reads = row_reads[begin:end]
     mean = load.sum() / rows
     hot = max(1, round(HOT * rows))
     hottest = int(np.argmax(reads))

@@ -72,13 +72,18 @@ class RowMap(NamedTuple):
             return self.ids[:0]
         return self.ids[self.offsets[place] : self.offsets[place + 1]]
 
+    def values(self, of_rows: np.ndarray, rows: np.ndarray) -> np.ndarray:
+        """One of `of_rows` (a number for each of `self.rows`) for each of `rows`; 0 for unused."""
+        places = np.minimum(np.searchsorted(self.rows, rows), len(self.rows) - 1)
+        return np.where(self.rows[places] == rows, of_rows[places], 0)
+
 
 @dataclass(frozen=True, eq=False, repr=False)
 class SlotIndex:
     """N-grams of a corpus by the rows that they read.
 
     Attributes:
-        hash: arguments of the `NgramHasher`.
+        hash: arguments of the hasher, see `engram_model.hashing.hasher_from`.
         compression_sha256: of the map from raw to compressed ids.
         tokenizer_sha256: of the vocabulary.
         corpus: documents, tokens, sha256 of the texts; `spec`, `fingerprint` where there was one.
@@ -99,9 +104,9 @@ class SlotIndex:
 
     @property
     def hasher(self) -> "NgramHasher":
-        from engram_model.hashing import NgramHasher
+        from engram_model.hashing import hasher_from
 
-        return NgramHasher(**self.hash)
+        return hasher_from(self.hash)
 
     def __repr__(self) -> str:
         distinct = {order: len(counts) for order, counts in self.counts.items()}
@@ -136,6 +141,17 @@ class SlotIndex:
         self._check_row(layer, order, head, slot)
         ids = self.layers[layer].of(slot)
         return Tenants(self.ngrams[order][:, ids].T, self.counts[order][ids])
+
+    def row_reads(self, layer: int) -> np.ndarray:
+        """Occurrences of all n-grams of each row in `layers[layer].rows`, int64 [used]."""
+        rows, offsets, ids = self.layers[layer]
+        hasher, heads = self.hasher, self.hash["n_heads"]
+        begins = np.searchsorted(rows, [*hasher.offsets(layer)[::heads], hasher.rows(layer)])
+        parts = []
+        for counts, begin, end in zip(self.counts.values(), begins[:-1], begins[1:], strict=True):
+            of_order = counts[ids[offsets[begin] : offsets[end]]]
+            parts.append(np.add.reduceat(of_order, offsets[begin:end] - offsets[begin]))
+        return np.concatenate(parts)
 
     def who(self, ngram: tuple[int, ...], layer: int, heads: int = 1) -> Sharing:
         """Other n-grams of the corpus that share a row with this one in at least `heads` heads.
@@ -172,7 +188,9 @@ class SlotIndex:
             raise UsageError("the index was built with another tokenizer; build one with this one")
         if compression_sha256 != self.compression_sha256:
             raise UsageError("the index compresses tokens to other ids than these tables do")
-        differ = [name for name, value in hash_of(hasher).items() if value != self.hash[name]]
+        differ = [
+            name for name, value in hasher.arguments().items() if value != self.hash.get(name)
+        ]
         if differ:
             raise UsageError(
                 f"the index was built for tables with another hash ({', '.join(differ)} differ); "
@@ -296,7 +314,9 @@ def build_index(
     hasher, compression = tables.hasher, np.asarray(tables.compression)
     raw, described = read_tokens(tokenizer, corpus, len(compression), progress)
     ids, inside = pad_documents(
-        [compression[row] for row in raw], hasher.pad_id, hasher.max_ngram_size
+        [part for row in raw for part in hasher.segments(compression[row])],
+        hasher.pad_id,
+        hasher.max_ngram_size,
     )
     counted = ordinary_positions(raw, inside, tokenizer.all_special_ids)
     described["tokens"] = int(counted.sum())
@@ -305,7 +325,7 @@ def build_index(
     for order, found in enumerate(counted_orders, start=2):
         ngrams[order], counts[order] = found
     index = SlotIndex(
-        hash=hash_of(hasher),
+        hash=hasher.arguments(),
         compression_sha256=compression_sha256(compression),
         tokenizer_sha256=tokenizer_sha256(tokenizer),
         corpus=described,
@@ -315,12 +335,6 @@ def build_index(
         layers={layer: _row_map(hasher, ngrams, counts, layer) for layer in hasher.layer_ids},
     )
     return index if path is None else open_index(index.save(path))
-
-
-def hash_of(hasher: "NgramHasher") -> dict[str, Any]:
-    """The arguments that make this hasher."""
-    names = ("layer_ids", "max_ngram_size", "n_heads", "vocab_sizes", "compressed_vocab_size")
-    return {name: getattr(hasher, name) for name in (*names, "pad_id", "seed")}
 
 
 def slots_of(hasher: "NgramHasher", ngrams: np.ndarray, layer: int) -> np.ndarray:

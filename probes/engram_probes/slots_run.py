@@ -6,6 +6,7 @@ import numpy as np
 
 from engram_model.errors import UsageError
 from engram_probes.memory_tables import MemoryTables, ModelTables
+from engram_probes.ngram_counts import ending_ngrams
 from engram_probes.ngram_texts import NgramTexts
 from engram_probes.provenance import Provenance, versions
 from engram_probes.slot_index import SlotIndex, build_index
@@ -34,7 +35,7 @@ def trace(
     compressed = np.asarray(tables.compression, dtype=np.int64)[ids]
     special = np.isin(np.array(ids), tokenizer.all_special_ids)
     special[0] = True
-    ngrams = _ngrams(compressed, hasher.pad_id, hasher.max_ngram_size)
+    ngrams = ending_ngrams(compressed, hasher)
     raw_counts = None if index is None else index.raw_counts
     texts = NgramTexts(tokenizer, np.asarray(tables.compression), raw_counts)
     layers = hasher.layer_ids
@@ -84,13 +85,6 @@ def _encode(tables: MemoryTables, tokenizer, text: str) -> list[int]:
             f"{len(tables.compression):,}; use the tokenizer they were made for"
         )
     return ids
-
-
-def _ngrams(compressed: np.ndarray, pad_id: int, max_ngram_size: int) -> list[np.ndarray]:
-    """Of each order the n-gram that ends at each position, [p, order]."""
-    padded = np.concatenate([np.full(max_ngram_size - 1, pad_id), compressed])
-    windows = np.lib.stride_tricks.sliding_window_view(padded, max_ngram_size)
-    return [windows[:, -order:] for order in range(2, max_ngram_size + 1)]
 
 
 def _first(ngrams: np.ndarray, special: np.ndarray) -> np.ndarray:

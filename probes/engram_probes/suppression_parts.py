@@ -4,9 +4,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
-from torch import nn
 
 from engram_model.errors import UsageError
+from engram_model.memories import Memory
 from engram_probes.capture import Subject
 from engram_probes.suppression import HOWS, OF_ROWS
 
@@ -22,7 +22,7 @@ class Part:
         slots: int64, the rows that do; None: all of these columns.
     """
 
-    memory: nn.Module
+    memory: Memory
     columns: np.ndarray
     slots: np.ndarray | None
 
@@ -91,17 +91,16 @@ def parts_of(
         )
     if how not in HOWS:
         raise UsageError(f"{how!r} is no way to suppress; use one of {', '.join(HOWS)}")
-    config = subject.model.config
-    memories = subject.memories
+    memories, first = subject.memories, subject.memories[0]
     if layers is not None:
         chosen = _within("layer", layers, subject.memory_layers, "memory layers")
         memories = [memory for memory in memories if memory.layer_id in chosen]
-    columns = np.ones((config.engram_max_ngram_size - 1, config.engram_n_heads), dtype=bool)
+    columns = np.ones((first.max_ngram_size - 1, first.n_heads), dtype=bool)
     if orders is not None:
-        known = range(2, config.engram_max_ngram_size + 1)
+        known = range(2, first.max_ngram_size + 1)
         columns &= np.isin(known, _within("order", orders, known, "orders"))[:, None]
     if heads is not None:
-        known = range(config.engram_n_heads)
+        known = range(first.n_heads)
         columns &= np.isin(known, _within("head", heads, known, "heads"))[None]
     rows = None if slots is None else _rows(memories, slots)
     if how not in OF_ROWS and not (columns.all() and slots is None):
@@ -122,7 +121,7 @@ def in_words(subject: Subject, parts: list[Part]) -> str:
     layers = [part.memory.layer_id for part in parts]
     whole = len(layers) == len(subject.memories)
     memory = "the memory" if whole else f"the memory of {_named('layer', layers)}"
-    grid = parts[0].columns.reshape(-1, subject.model.config.engram_n_heads)
+    grid = parts[0].columns.reshape(-1, parts[0].memory.n_heads)
     told = []
     if parts[0].slots is not None:
         rows = sum(len(part.slots) for part in parts if part.slots is not None)
@@ -147,7 +146,7 @@ def _within(what: str, given: Iterable[int], known: Iterable[int], plural: str) 
     return chosen
 
 
-def _rows(memories: list[nn.Module], slots: Slots) -> dict[int, np.ndarray]:
+def _rows(memories: list[Memory], slots: Slots) -> dict[int, np.ndarray]:
     """Rows by layer, each once, in order."""
     ids = [memory.layer_id for memory in memories]
     if not isinstance(slots, Mapping):
@@ -162,7 +161,7 @@ def _rows(memories: list[nn.Module], slots: Slots) -> dict[int, np.ndarray]:
     found = {}
     for memory in memories:
         rows = np.unique(np.array(list(slots.get(memory.layer_id, ())), dtype=np.int64))
-        size = memory.embed.weight.shape[0]
+        size = int(memory.primes.sum())
         if len(rows) and not (rows[0] >= 0 and rows[-1] < size):
             wrong = rows[0] if rows[0] < 0 else rows[-1]
             raise UsageError(

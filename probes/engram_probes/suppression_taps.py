@@ -10,8 +10,9 @@ from functools import cached_property
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from engram_model.memories import Memory
 from engram_probes.capture import Subject, Tap, heard, tapped
 from engram_probes.suppression_parts import Part
 
@@ -82,7 +83,7 @@ class Replacement:
 
     def _heads(self) -> list[np.ndarray]:
         """Of each column the rows of the table that are its."""
-        table = np.arange(self._memory.embed.weight.shape[0])
+        table = np.arange(int(self._memory.primes.sum()))
         return np.split(table, self._memory.offsets.cpu().numpy()[1:])
 
     @cached_property
@@ -128,7 +129,7 @@ def counting(subject: Subject, tokenizer) -> Iterator[dict[int, np.ndarray]]:
 
     Lookups at special tokens, padding (which has the id 0) and position 0 are left out.
     """
-    counts = {m.layer_id: np.zeros(m.embed.weight.shape[0], np.int64) for m in subject.memories}
+    counts = {m.layer_id: np.zeros(int(m.primes.sum()), np.int64) for m in subject.memories}
     special = torch.tensor(sorted({0, *tokenizer.all_special_ids}))
     with ExitStack() as stack:
         for memory in subject.memories:
@@ -136,7 +137,7 @@ def counting(subject: Subject, tokenizer) -> Iterator[dict[int, np.ndarray]]:
         yield counts
 
 
-def _count(stack: ExitStack, memory: nn.Module, special: Tensor, counts: np.ndarray) -> None:
+def _count(stack: ExitStack, memory: Memory, special: Tensor, counts: np.ndarray) -> None:
     seen: dict[str, Tensor] = {}
 
     def before(_module, args, kwargs) -> None:

@@ -177,7 +177,7 @@ class Corpus:
 
     def check(self) -> None:
         """Raises CorpusError: too little text to train on, or to measure with."""
-        least = LEAST * self._subject.model.config.hidden_size
+        least = LEAST * self._subject.config.hidden_size
         if self._tokens < min(least, self._options.tokens) or len(self.left_out) < 2:
             raise CorpusError(
                 f"too little text to tune a lens: {self._tokens:,} tokens to train on and "
@@ -206,7 +206,7 @@ class Trainer:
     """Adam on the translators; the model stays as it is."""
 
     def __init__(self, subject: Subject, options: Options) -> None:
-        config, device = subject.model.config, subject.model.device
+        config, device = subject.config, subject.model.device
         self._subject, self._options = subject, options
         self.translators = Translators(len(subject.layers), config.hidden_size).to(device)
         self._chunk = options.chunk_tokens or chunk_size(config.vocab_size, device)

@@ -8,13 +8,17 @@ from engram_model import bench
 from engram_model.bench.measure import Row
 
 HOST_STAGES = ["cpu_hash", "cpu_gather", "cpu_constant_time"]
+PROBE_STAGES = ["all_pairs", "lens", "lens_peer", "capture"]
 
 
 def test_stages_are_listed(engram):
     code, out, err = engram("bench", "--list")
     listed = dict(line.split("\t") for line in out.splitlines())
-    assert (code, err) == (0, "") and list(listed) == ["stage", *bench.STAGES]
-    assert [name for name, needs in listed.items() if needs == "a CPU"] == HOST_STAGES
+    assert (code, err) == (0, "") and list(listed) == ["stage", *bench.STAGES, *PROBE_STAGES]
+    assert [name for name, needs in listed.items() if needs == "a CPU"] == [
+        *HOST_STAGES,
+        *PROBE_STAGES,
+    ]
 
 
 def test_host_stages_run_anywhere(engram, tmp_path):

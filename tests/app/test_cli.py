@@ -93,6 +93,50 @@ def test_probe_gates_of_a_corpus(engram, tmp_path):
     assert out.splitlines()[1].split("\t") == ["group", "layer", "gate", "added", "tokens"]
 
 
+def test_probe_gates_by_ngram(engram, corpus, tmp_path):
+    words = ("probe", "gates", "memory", "--data", corpus, "--controls", 3)
+    index = ("--index", tmp_path / "index")
+    code, out, err = engram(*words, *index, "--count-data", corpus, "--out", tmp_path / "profile")
+    result = ep.load_result(tmp_path / "profile")
+    assert code == 0 and "counting n-grams: 24 documents" in err
+    assert out.splitlines()[0] == result.summary() and result.orders == (2, 3)
+    row = next(line for line in out.splitlines() if line.startswith("3-gram, seen 4 to 15\t2"))
+    group = result.groups.index("3-gram, seen 4 to 15")
+    assert row.split("\t")[-1] == str(result.group_tokens[group, 1]) != "0"
+    never = [line for line in out.splitlines() if line.startswith("3-gram, seen 0")]
+    assert never[0].split("\t")[2:] == ["–", "–", "0"]  # the corpus was counted itself
+    code, out, err = engram(*words, *index)
+    assert code == 0 and "counting" not in err
+    code, _, err = engram(*words, *index, "--count-data", "world:?tokens=1K")
+    assert code == 2 and "leave out --count-data" in err
+
+
+def test_probe_rows(engram, corpus, tmp_path):
+    words = ("probe", "rows", "memory", "--data", corpus, "--top", 2, "--controls", 5)
+    code, out, _ = engram(*words, "--out", tmp_path / "rows")
+    result, lines = ep.load_result(tmp_path / "rows"), out.splitlines()
+    assert code == 0 and lines[0] == result.summary()
+    assert len(lines) == 2 + len(result.to_frame()) == 2 + 8 * 2
+    cells = dict(zip(lines[1].split("\t"), lines[2].split("\t"), strict=True))
+    assert cells["slot"] == str(result.slots[0]) and f"[{result.token[0][0]}]" in cells["text"]
+    code, out, _ = engram(*words, "--slots", f"2:{result.slots[-1]}", "--by", "gate", "--json")
+    document = json.loads(out)
+    assert code == 0 and {row["slot"] for row in document["table"]} == {result.slots[-1]}
+    code, out, _ = engram(*words, "--ngram", " the boats", "--json")
+    assert code == 0 and json.loads(out)["facts"]["rows"] == 4
+
+
+def test_probe_slots_compression(engram, corpus, tmp_path):
+    words = ("probe", "slots", "memory", "--compression")
+    code, out, _ = engram(*words, "--data", corpus, "--out", tmp_path / "audit")
+    audit = ep.load_result(tmp_path / "audit")
+    assert code == 0 and out.splitlines()[0] == audit.summary()
+    assert len(out.splitlines()) == 2 + (audit.raw_tokens > 1).sum()
+    assert audit.provenance.corpus["documents"] == 24 and audit.occurrences.sum() > 0
+    code, out, _ = engram(*words)
+    assert code == 0 and out.splitlines()[1] == "compressed_id\traw_tokens\ttexts"
+
+
 def test_probe_attribute(engram, tmp_path):
     words = ("probe", "attribute", "memory", "--text", TEXT, "--target", " the", "--draws", 20)
     code, out, _ = engram(*words, "--out", tmp_path, "--json")
@@ -105,6 +149,26 @@ def test_probe_attribute(engram, tmp_path):
     )
     code, out, _ = engram("probe", "attribute", "plain", "--text", TEXT)
     assert code == 0 and out.splitlines()[-1].startswith("remainder\tremainder\t")
+
+
+def test_probe_patch(engram, tmp_path):
+    other = TEXT.replace("Ostrava", "Varnholm")
+    words = ("probe", "patch", "memory", "--text", TEXT, "--target", " the", "--against", " boats")
+    words = (*words, "--steps", 2, "--draws", 2, "--check", 3)
+    code, out, _ = engram(*words, "--corrupted", other, "--out", tmp_path, "--json")
+    document, result = json.loads(out), ep.load_result(tmp_path)
+    assert code == 0 and document["summary"] == result.summary() and result.steps == 2
+    node, place = result.strongest(1)[0]
+    first = document["table"][0]
+    assert (first["node"], first["place"]) == (result.nodes[node], result.places[place])
+    assert first["estimate"] == pytest.approx(result.estimate[0, node, place])
+    pairs = tmp_path / "pairs.jsonl"
+    record = {"clean": TEXT, "corrupted": other, "target": " the", "against": " boats"}
+    turned = {**record, "target": " boats", "against": " the"}
+    pairs.write_text("\n".join(map(json.dumps, (record, turned))))
+    code, _, err = engram("probe", "patch", "memory", "--pairs", pairs, "--steps", 1)
+    known = result.metric[0, 0] * result.metric[0, 1] < 0  # one of the two is then right
+    assert (code, "of none of the 2 pairs" in err) == ((0, False) if known else (2, True))
 
 
 def test_probe_edit(engram, corpus, tmp_path):
@@ -177,6 +241,34 @@ def test_probe_cka(engram, corpus, tmp_path):
     assert code == 0 and result.positions == "sampled"  # the corpus knows no entities
     assert out.splitlines()[0] == result.summary()
     assert (result.model_a, result.model_b) == ("memory", "plain")
+
+
+def test_probe_cka_with_itself_opens_it_once(engram, corpus):
+    words = ("--twin", "memory", "--data", corpus, "--k", 1, "--permutations", 0, "--no-sinks")
+    code, out, err = engram("probe", "cka", "memory", *words)
+    rows = [line.split("\t") for line in out.splitlines()[1:]]
+    assert code == 0 and err.count("opening") == 1 and "put back" not in out
+    assert rows[0] == ["layer", "like", "low", "high", "neighbours", "procrustes", "rsa"]
+    assert [row[1] for row in rows[1:]] == ["0", "1", "2"]
+
+
+def test_probe_cka_over_training(engram, pair, corpus, tmp_path):
+    steps = []
+    for place, step in ((1, 10), (2, 20)):
+        folder = shutil.copytree(pair / "memory", tmp_path / f"step-{place}")
+        log = {"step": step, "tokens_per_step": 64}
+        (folder / "training_log.json").write_text(json.dumps(log))
+        steps.append(folder)
+    words = ("--twin", "plain", "--null", "plain", "--data", corpus, "--k", 2)
+    last = ("probe", "cka", steps[1], *words, "--steps", steps[0])
+    code, out, _ = engram(*last, "--out", tmp_path / "out", "--json")
+    document, result = json.loads(out), ep.load_result(tmp_path / "out")
+    assert code == 0 and document["kind"] == "cka-training"
+    assert result.checkpoints == ("step-1", "step-2") and result.null_model == "plain"
+    assert [row["tokens"] for row in document["table"]] == [640] * 3 + [1280] * 3
+    assert document["table"][4]["like"] == pytest.approx(result.soft_index[1, 1])
+    code, _, err = engram("probe", "cka", steps[1], *words)
+    assert code == 2 and "--null is for --steps" in err
 
 
 def test_probe_suppress(engram, tmp_path):
@@ -371,6 +463,17 @@ ERRORS = {
     "empty text": (("probe", "gates", "memory", "--text", " "), 2, "the text is empty"),
     "no memory": (("probe", "gates", "plain", "--text", "boats"), 2, "has no memory"),
     "slots of nothing": (("probe", "slots", "memory"), 2, "give --text, a corpus"),
+    "index of a text": (
+        ("probe", "gates", "memory", "--text", "boats", "--count-data", "world:"),
+        2,
+        "give --data, not --text",
+    ),
+    "rows twice": (("probe", "rows", "memory", "--slots", "0:1", "--ngram", "a b"), 2, "not both"),
+    "compression of a text": (
+        ("probe", "slots", "memory", "--compression", "--text", "boats"),
+        2,
+        "leave out --text",
+    ),
     "no index": (("probe", "slots", "memory", "--index", "{bad}"), 3, "no index in"),
     "index among other things": (
         ("probe", "slots", "memory", "--data", "world:", "--index", "{bad}/full"),
@@ -412,6 +515,18 @@ ERRORS = {
         2, "give two different ones",
     ),
     "missing option": (("probe", "attribute", "memory"), 2, "Missing option '--text'"),
+    "one text to patch": (("probe", "patch", "memory", "--text", "a"), 2, "needs --corrupted"),
+    "two kinds of pairs": (
+        ("probe", "patch", "memory", "--text", "a", "--data", "world:"),
+        2,
+        "one of --text, --pairs and --data",
+    ),
+    "corrupted alone": (("probe", "patch", "memory", "--corrupted", "a"), 2, "go with --text"),
+    "pairs of two worlds": (
+        ("probe", "patch", "memory", "--data", "world: + world:"),
+        2,
+        "give a world:",
+    ),
     "no number": (("world", "--out", "{bad}/w", "--tokens", "many"), 2, "no number of tokens"),
     "no such field": (
         ("train", "engram-tiny", "--data", "world:", "--out", "{bad}/t", "--set", "depth=3"),

@@ -9,8 +9,12 @@ from engram_model.bench.measure import Machine, check
 from engram_model.bench.results import run
 from engram_model.bench.text import token_ids
 
-HERE = [name for name, home in STAGES.items() if torch.cuda.is_available() or home == "cpu"]
-SHRINK = [name for name, home in STAGES.items() if home in ("table", "offload", "cpu")]
+HERE = [name for name, stage in STAGES.items() if torch.cuda.is_available() or not stage.gpu]
+SHRINK = [
+    name
+    for name, stage in STAGES.items()
+    if stage.module.rpartition(".")[2] in ("table", "offload", "cpu")
+]
 
 
 @pytest.fixture
@@ -26,7 +30,7 @@ def one_thread():
 def test_stage_in_small(name, one_thread, monkeypatch):
     """On a CPU too, so that a mistake is not first seen on a GPU."""
     monkeypatch.setenv("ENGRAM_DEBUG", "1")
-    results = run(name, Machine("cpu", "a CPU", quick=True))
+    results = run(STAGES[name], Machine("cpu", "a CPU", quick=True))
     assert results.rows and results.error is None
     document = results.to_dict("engram bench")
     assert all(row["times"]["ours"] > 0 for row in document["rows"])
@@ -70,5 +74,5 @@ def machine():
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("name", HERE)
 def test_stage(name, machine):
-    results = run(name, machine)
+    results = run(STAGES[name], machine)
     assert results.error is None and results.rows

@@ -51,6 +51,20 @@ def row_load(slot_index, tokenizer):
 
 
 @pytest.fixture(scope="session")
+def contexts(engram, tokenizer, texts):
+    import engram_probes as ep
+
+    return ep.row_contexts(engram, tokenizer, texts, k=3)
+
+
+@pytest.fixture(scope="session")
+def audit(slot_index, tokenizer):
+    import engram_probes as ep
+
+    return ep.audit_compression(tokenizer, raw_counts=slot_index.raw_counts)
+
+
+@pytest.fixture(scope="session")
 def lens(engram, tokenizer, texts):
     import engram_probes as ep
 
@@ -77,6 +91,16 @@ def alignment(engram, twin, tokenizer, texts):
 
     return ep.cka(
         engram, twin, tokenizer, texts, k=2, per_document=4, batch_size=4, permutations=20
+    )
+
+
+@pytest.fixture(scope="session")
+def training_alignment(engram, twin, make_model, tokenizer, texts):
+    import engram_probes as ep
+
+    checkpoints = [make_model(streams=4, seed=5), engram]
+    return ep.alignment_over_training(
+        checkpoints, twin, tokenizer, texts, tokens=[100, 900], k=2, batch_size=4
     )
 
 
@@ -137,3 +161,13 @@ def attribution(engram, tokenizer, texts):
     import engram_probes as ep
 
     return ep.attribute(engram, tokenizer, texts[1], draws=50)
+
+
+@pytest.fixture(scope="session")
+def patching(engram, tokenizer):
+    import engram_probes as ep
+
+    clean, corrupted = (
+        f"The harbour master of {town} counts the boats" for town in ("Varnholm", "Ostrava")
+    )
+    return ep.attribution_patching(engram, tokenizer, clean, corrupted, " boats", " wheel", draws=3)

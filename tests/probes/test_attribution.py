@@ -121,7 +121,7 @@ def frozen(model, tokenizer, changed):
             hooks.append(
                 (
                     "hc_head.hook_out",
-                    lambda tensor, hook: torch.einsum("...m,...md->...d", weights, seen["streams"]),
+                    lambda tensor, hook: (weights * seen["streams"]).sum(-2),
                 )
             )
             seen: dict = {}

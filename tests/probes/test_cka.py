@@ -55,6 +55,118 @@ def test_a_model_is_like_itself(engram, tokenizer, texts):
     np.testing.assert_allclose(result.matrix, result.matrix.T, atol=1e-6)
 
 
+def test_a_model_that_is_compared_with_itself_runs_once(engram, tokenizer, texts):
+    runs = []
+    hook = engram.register_forward_hook(lambda *_: runs.append(1))
+    ep.cka(engram, engram, tokenizer, texts, k=2, batch_size=24, permutations=0)
+    hook.remove()
+    assert len(runs) == 1
+
+
+def run_of(engram, twin, tokenizer, **options):
+    from engram_probes.alignment_run import AlignmentRun
+
+    defaults = dict(
+        tokenizer_b=None,
+        positions="sampled",
+        per_document=4,
+        k=2,
+        neighbours=3,
+        permutations=5,
+        second=True,
+        sinks=True,
+        seed=0,
+    )
+    return AlignmentRun(
+        model_a=engram, model_b=twin, tokenizer=tokenizer, **{**defaults, **options}
+    )
+
+
+def test_states_of_parts_add_up(engram, twin, tokenizer, texts):
+    """Blocks of 4, cut after 16 documents: null, intervals and second opinions are the whole's."""
+    run = run_of(engram, twin, tokenizer)
+    whole = run.result(run.read(texts, 4), 4)
+    parts = run.read(texts[:16], 4) + run.read(texts[16:], 4)
+    merged = run.result(parts, 4)
+    assert whole.blocks == merged.blocks == 6 and np.isfinite(whole.low).all()
+    for name, array in whole.arrays().items():
+        np.testing.assert_allclose(merged.arrays()[name], array, atol=1e-6, err_msg=name)
+    assert (merged.samples, merged.pool) == (whole.samples, whole.pool) == (96, 24)
+    assert merged.sink_share == whole.sink_share > 0
+    assert [part["documents"] for part in merged.provenance.corpus["parts"]] == [16, 8]
+
+
+def test_the_pool_stays_small(monkeypatch, engram, twin, tokenizer, texts):
+    monkeypatch.setattr("engram_probes.alignment_state.POOL", 10)
+    state = run_of(engram, twin, tokenizer).read(texts, 4)
+    assert len(state.pool) == 3 and state.pooled()[0].shape[1] == 10
+
+
+def test_planted_sinks_are_put_back_and_said():
+    """Unrelated features; the last rows, shared and large, stand in for one of eight samples."""
+    from engram_probes.alignment_state import AlignmentState, Picked
+    from engram_probes.hsic import HsicSums
+
+    draw = np.random.default_rng(0).normal
+    block, features = [], [[], []]
+    for document in range(64):
+        stand_in = np.array([0 if document % 8 == 0 else -1])
+        block.append(Picked([1, document, 3], np.array([1]), stand_in))
+        for model in features:
+            model.append(draw(size=(1, 32)))
+            model += [np.full((1, 32), 30.0)] * (document % 8 == 0)
+    rows, columns = (np.concatenate(model)[None] for model in features)
+    state = AlignmentState.of_block(rows, columns, block, 0, 0)
+    assert (state.samples, state.replaced) == (64, 8)
+    assert abs(HsicSums.total(state.blocks).cka()[0, 0]) < 0.05
+    assert HsicSums.total(state.sinks).cka()[0, 0] > 0.95
+
+
+def test_sinks_that_matter_are_said(alignment):
+    from dataclasses import replace
+
+    moved = alignment.matrix.copy()
+    moved[1, 2] += 0.5
+    told = replace(alignment, with_sinks=moved, sink_share=0.125)
+    assert told.sink_change == pytest.approx(0.5)
+    assert "as 12.5% of the samples, they would change CKA by up to +0.50" in told.summary()
+    assert "put back" not in replace(alignment, with_sinks=alignment.matrix).summary()
+
+
+def test_special_tokens_stand_in_as_often_as_they_are(engram, twin, tokenizer, texts):
+    """Only `<bos>` is special: one token of each document."""
+    run = run_of(engram, twin, tokenizer, per_document=100)
+    state = run.read(texts * 8, 24)
+    lengths = [len(tokenizer(text, add_special_tokens=False)["input_ids"]) for text in texts]
+    expected = np.mean([n / (n + 1) for n in lengths]) * len(texts) * 8
+    assert state.replaced == pytest.approx(expected, rel=0.25)
+    assert run_of(engram, twin, tokenizer, sinks=False).read(texts, 24).replaced == 0
+
+
+def test_positions_of_one_kind_or_mechanism_of_span(engram, twin, tokenizer, labelled):
+    documents = [
+        {
+            **d,
+            "spans": [
+                {**s, "mechanism": "fact" if s["kind"] == "role" else None} for s in d["spans"]
+            ],
+        }
+        for d in labelled
+    ]
+    found = {}
+    for asked in ("entity", "kind:name", "kind:role", "mechanism:fact"):
+        found[asked] = ep.cka(
+            engram, twin, tokenizer, documents, k=2, batch_size=15, permutations=0, positions=asked
+        )
+    np.testing.assert_array_equal(found["entity"].matrix, found["kind:name"].matrix)
+    np.testing.assert_array_equal(found["kind:role"].matrix, found["mechanism:fact"].matrix)
+    assert found["kind:role"].samples == len(labelled) == 75  # one smith each, two names
+    assert found["kind:name"].samples == 150
+    for asked, message in (("kind:city", "has: name, role"), ("mechanism:copy", "has: fact")):
+        with pytest.raises(CorpusError, match=message):
+            ep.cka(engram, twin, tokenizer, documents, k=2, positions=asked)
+
+
 def test_rows_are_the_baseline(engram, twin, tokenizer, texts, alignment):
     options = dict(k=2, per_document=4, batch_size=4, permutations=0)
     swapped = ep.cka(twin, engram, tokenizer, texts, **options)
@@ -80,6 +192,7 @@ def test_few_blocks_have_no_interval(engram, twin, tokenizer, texts):
     assert result.blocks == 3
     assert np.isnan(result.low).all() and np.isnan(result.null_mean).all()
     assert "permuted" not in result.summary()
+    assert "no interval: 3 blocks of documents are too few" in result.summary()
 
 
 def test_the_seed_decides_everything(engram, twin, tokenizer, texts, alignment):
@@ -113,7 +226,8 @@ def test_mutual_neighbours_of_known_features():
 
 def test_floor_and_ceiling(alignment):
     assert (alignment.soft_floor, alignment.soft_ceiling) == (0.5, 1.5)
-    assert ((alignment.soft_index >= 0) & (alignment.soft_index <= 2)).all()
+    known = alignment.soft_index[np.isfinite(alignment.soft_index)]
+    assert known.size and ((known >= 0) & (known <= 2)).all()
 
 
 def test_errors(engram, twin, tokenizer, texts):
@@ -121,13 +235,16 @@ def test_errors(engram, twin, tokenizer, texts):
 
     other = GPT2LMHeadModel(GPT2Config(vocab_size=50, n_embd=8, n_layer=2, n_head=2))
     for error, message, models, given, options in [
-        (UsageError, "k 5", (engram, twin), texts, {}),
+        (UsageError, "k 5", (engram, twin), texts, {"k": 5}),
         (UsageError, "other vocabularies", (engram, other), texts, {"k": 2}),
         (UsageError, "'sampled' or 'entity'", (engram, twin), texts, {"positions": "last"}),
+        (UsageError, "'kind:name'", (engram, twin), texts, {"positions": "tier:0"}),
+        (UsageError, "per_document 0", (engram, twin), texts, {"per_document": 0}),
+        (UsageError, "neighbours 0", (engram, twin), texts, {"neighbours": 0}),
         (UsageError, "batch_size 3", (engram, twin), texts, {"batch_size": 3, "k": 2}),
         (CorpusError, "too few", (engram, twin), texts[:3], {"k": 2}),
         (CorpusError, "spans", (engram, twin), texts, {"k": 2, "positions": "entity"}),
     ]:
         with pytest.raises(error) as caught:
-            ep.cka(*models, tokenizer, given, **options)
+            ep.cka(*models, tokenizer, given, **{"k": 2, **options})
         assert message in str(caught.value) and "\n" not in str(caught.value)

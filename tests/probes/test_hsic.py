@@ -1,5 +1,7 @@
 """Debiased CKA: known values, another implementation, and what it must not depend on."""
 
+from itertools import permutations
+
 import numpy as np
 import pytest
 
@@ -16,6 +18,14 @@ def plain_hsic(k: np.ndarray, m: np.ndarray) -> float:
     total = k.sum() * m.sum() / ((n - 1) * (n - 2))
     both = sum(k[:, j].sum() * m[j, :].sum() for j in range(n))
     return (trace + total - 2 / (n - 2) * both) / (n * (n - 3))
+
+
+def quadruples(k: np.ndarray, m: np.ndarray) -> float:
+    """HSIC as the U-statistic it is: the mean over ordered quadruples of different samples."""
+    terms = [
+        k[i, j] * (m[i, j] + m[q, r] - 2 * m[i, q]) for i, j, q, r in permutations(range(len(k)), 4)
+    ]
+    return float(np.mean(terms))
 
 
 def plain_cka(x: np.ndarray, y: np.ndarray, size: int) -> float:
@@ -48,6 +58,21 @@ def test_independent_features_are_not_alike():
 def test_equals_the_printed_formula(samples, size):
     x, y = related(samples, 12)
     assert linear_cka(x, y, batch_size=size) == pytest.approx(plain_cka(x, y, size), abs=1e-10)
+
+
+def test_equals_the_mean_over_quadruples():
+    x, y = related(9, 5)
+    found, k, m = hsic(x[None], y[None]), x @ x.T, y @ y.T
+    assert found.cross[0, 0] == pytest.approx(quadruples(k, m), rel=1e-9)
+    assert found.rows[0] == pytest.approx(quadruples(k, k), rel=1e-9)
+
+
+def test_float32_features_lose_nothing_that_matters():
+    """With an offset and one wide direction, as residual streams have."""
+    x, y = (one + 50 for one in related(256, 64))
+    x[:, 0] *= 30
+    found = hsic(x.astype(np.float32)[None], y.astype(np.float32)[None]).cka()[0, 0]
+    assert found == pytest.approx(linear_cka(x, y), abs=1e-6)
 
 
 def test_batches_estimate_the_same_number():

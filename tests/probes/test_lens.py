@@ -8,7 +8,7 @@ import engram_probes as ep
 from engram_model.errors import CorpusError, EngramError, UsageError
 from engram_probes.lens import METRICS
 from engram_probes.lens_difference import depth_shift
-from engram_probes.lens_measure import settling_depth
+from engram_probes.lens_measure import from_here_on, settling_depth
 from engram_probes.strata import Strata
 
 
@@ -93,7 +93,8 @@ def test_chunks_change_nothing(engram, tokenizer, texts, lens):
 
 def test_settling_depth_of_planted_tokens():
     top1 = torch.tensor([[7, 1, 7, 7], [7, 7, 2, 7], [7, 7, 7, 3], [7, 7, 7, 7]])
-    assert settling_depth(top1).tolist() == [0, 1, 2, 3]
+    settled = from_here_on((top1 == top1[-1])[None])[0]
+    assert settling_depth(settled).tolist() == [0, 1, 2, 3]
 
 
 def test_mean_settling_depth_is_that_of_the_tokens(text_lens):
@@ -230,3 +231,28 @@ def test_three_definitions_of_settling(lens):
     assert depths[1] <= depths[0] == lens.mean_settling_depth
     with pytest.raises(UsageError, match="settled_half"):
         lens.settling("never")
+
+
+def test_a_share_of_the_positions(make_model, tokenizer, texts):
+    """The positions that are read have the values they have in a whole reading."""
+    model, documents = make_model(), [*texts] * 3
+    whole = ep.logit_lens(model, tokenizer, documents)
+    some = ep.logit_lens(model, tokenizer, documents, share=0.5, seed=1)
+    assert 0.3 < some.positions / whole.positions < 0.7
+    assert (some.document_counts <= whole.document_counts).all()
+    kl = some.metrics.index("kl")  # sums of what is never negative
+    assert (some.document_sums[:, kl] <= whole.document_sums[:, kl] + 1e-6).all()
+    assert np.allclose(some.mean[kl], whole.mean[kl], rtol=0.25, atol=1e-6)
+    other = ep.logit_lens(make_model(seed=5), tokenizer, documents, share=0.5, seed=1)
+    assert np.array_equal(some.document_counts, other.document_counts)
+    assert some.minus(other).tokens == some.positions
+    again = ep.logit_lens(model, tokenizer, documents, share=0.5, seed=2)
+    assert not np.array_equal(some.document_counts, again.document_counts)
+
+
+@pytest.mark.parametrize("share", [0, -1, 1.5])
+def test_wrong_shares(make_model, tokenizer, texts, share):
+    with pytest.raises(UsageError, match="use more than 0, and 1 at most"):
+        ep.logit_lens(make_model(), tokenizer, [*texts], share=share)
+    with pytest.raises(UsageError, match="of a single text all"):
+        ep.logit_lens(make_model(), tokenizer, texts[0], share=0.5)

@@ -96,7 +96,15 @@ def test_alignment_figure(alignment):
     assert "Heatmap of Debiased CKA" in figure.layout.meta["alt"]
 
 
-def test_neighbour_figure_shows_chance(alignment):
-    left, right, _ = alignment.figure("neighbours").data
-    np.testing.assert_allclose(value(left, "z"), alignment.neighbours, rtol=1e-5)
-    np.testing.assert_allclose(value(right, "z"), alignment.neighbours_chance, rtol=1e-5)
+def test_second_opinions_are_drawn_beside_chance(alignment):
+    for measure, name in enumerate(("neighbours", "procrustes", "rsa")):
+        left, right, _, soft = alignment.figure(name).data
+        np.testing.assert_allclose(value(left, "z"), getattr(alignment, name), rtol=1e-5)
+        np.testing.assert_allclose(value(right, "z"), alignment.second_null_mean[measure], 1e-4)
+        np.testing.assert_allclose(value(soft, "y"), alignment.second_soft[measure], rtol=1e-5)
+
+
+def test_sinks_are_drawn_beside_cka_without(alignment):
+    left, right, _ = alignment.figure("sinks").data
+    np.testing.assert_allclose(value(left, "z"), alignment.with_sinks, rtol=1e-5)
+    np.testing.assert_allclose(value(right, "z"), alignment.matrix, rtol=1e-5)

@@ -18,12 +18,16 @@ from engram_model.errors import CheckpointError
         "lens",
         "text_lens",
         "alignment",
+        "training_alignment",
         "attribution",
         "difference",
         "suppression",
         "slots",
         "row_load",
+        "contexts",
+        "audit",
         "linear",
+        "patching",
     ]
 )
 def result(request):

@@ -12,7 +12,7 @@ import engram_probes as ep
 from engram_model.errors import UsageError
 from engram_probes.memory_tables import tables_of
 from engram_probes.ngram_texts import NgramTexts
-from engram_probes.slot_index import build_index, hash_of
+from engram_probes.slot_index import build_index
 from engram_probes.slots_run import sharing_chance
 
 
@@ -122,6 +122,18 @@ def test_a_large_table_is_nearly_collision_free(make_model, tokenizer, texts):
     assert load.hot_share == pytest.approx(load.hot_floor, abs=0.01)
 
 
+def test_rows_that_no_two_ngrams_share_are_their_ngrams_own(make_model, tokenizer, texts):
+    """Planted: two documents in a table so large that nothing collides; less than one a row."""
+    model = make_model(engram_vocab_size=2_000_003, engram_head_dim=1, engram_n_heads=2)
+    index = build_index(model, tokenizer, texts[1:3])
+    assert all((np.diff(row_map.offsets) == 1).all() for row_map in index.layers.values())
+    found, load = ep.inspect_slots(model, tokenizer, texts[1], index), ep.row_load(index, tokenizer)
+    ordinary = ~found.special
+    assert (found.tenants[:, ordinary] == 0).all() and (found.own_share[:, ordinary] == 1).all()
+    assert (found.tenants_expected < 0.01).all() and (load.load < 1).all()
+    assert (found.shared[..., 1:][:, :, ordinary] == 0).all() and (load.largest == 1).all()
+
+
 def test_one_row_holds_everything(make_model, tokenizer, texts):
     """Planted: capacity 1, the control; all n-grams of an order are in one row."""
     model = make_model(engram_vocab_size=1)
@@ -193,7 +205,7 @@ def test_a_uniform_hash_is_told_from_an_uneven_one(make_model, tokenizer, number
             return offsets + (slots - offsets) // 8 * 8
 
     tables = tables_of(model)
-    tables.hasher = Uneven(**hash_of(tables.hasher))
+    tables.hasher = Uneven(**tables.hasher.arguments())
     uneven = ep.row_load(build_index(tables, tokenizer, numbers), tokenizer)
     assert (uneven.dispersion > 2 * high)[:, 2:].all()
     assert (uneven.unused > 5 * uneven.unused_expected)[:, 2:].all()

@@ -267,50 +267,6 @@ def test_suppressing_nothing_keeps_everything(engram, tokenizer, questions):
         assert result.change == 0 and result.replaced.tolist() == [0]
 
 
-def planted(make_model, tokenizer):
-    """A model whose one row decides questions that end in `the boats at`, and that row."""
-    model = make_model(streams=1, memory_layers=(0,), engram_gate="none", engram_kernel_size=0)
-    memory = model.model.memories[0]
-    prompts = [f"{name} counts the boats at" for name in "ABCDEFGHIJKL"]
-    a, b = (tokenizer(text, add_special_tokens=False)["input_ids"] for text in (" boats", " is"))
-    assert len(a) == len(b) == 1
-    ids = torch.tensor([[tokenizer.bos_token_id, *tokenizer(prompts[0])["input_ids"]]])
-    slot = int(memory._slots(ids, None)[0, -1, 3])  # order 3, head 1
-    with torch.no_grad():
-        for layer in model.model.layers:  # the residual is embedding and memory alone
-            layer.self_attn.o_proj.weight.zero_()
-            for name, weight in layer.mlp.named_parameters():
-                if "down_proj" in name:
-                    weight.zero_()
-        memory.embed.weight.mul_(1e-4)
-        memory.embed.weight[slot] = 0
-        memory.embed.weight[slot, 0] = 1
-    with suppressed(model, "rows_zero"):
-        plain = logits(model, ids)[0, -1]
-    answer, other = (a, b) if plain[a[0]] < plain[b[0]] else (b, a)
-    towards = model.lm_head.weight[answer[0]] - model.lm_head.weight[other[0]]
-    with torch.no_grad():
-        memory.wkv.weight.mul_(1e-3)
-        memory.wkv.weight[model.config.hidden_size :, 3 * 8] = 100 * towards
-    options = [" boats", " is"]
-    answer = options[answer == b]
-    asked = [dict(prompt=p, answer=answer, options=options, entity=p) for p in prompts]
-    return model, asked, slot
-
-
-def test_one_row_decides_and_others_do_not(make_model, tokenizer):
-    model, asked, slot = planted(make_model, tokenizer)
-    result = ep.suppress(model, tokenizer, asked, "rows_zero", slots=[slot], controls=5)
-    assert result.accuracy[:, 0].tolist() == [1, 0]
-    assert result.retained[0] == -1  # two options: from right to wrong
-    assert (result.control_accuracy == 1).all() and (result.control_retained == 1).all()
-    assert result.change[0] < -1 and np.abs(result.control_change).max() < 0.01
-    assert 0 < result.replaced[0] < 0.2 and result.replaced.shape == (6,)
-    for missed in ({"orders": [2]}, {"heads": [0]}):
-        kept = ep.suppress(model, tokenizer, asked, "rows_zero", slots=[slot], **missed)
-        assert kept.accuracy[:, 0].tolist() == [1, 1] and kept.replaced[0] == 0
-
-
 def test_controls_are_read_rows_of_the_same_columns(engram, tokenizer, texts):
     subject = Subject.of(engram)
     with counting(subject, tokenizer) as counts:

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from engram_model.errors import CorpusError, UsageError
-from engram_probes.positions import entity_final, sampled
+from engram_probes.positions import entity_final
 from engram_probes.text import Documents, token_texts
 
 
@@ -48,13 +48,6 @@ def test_what_is_no_text_is_refused(given):
         Documents(given)
     with pytest.raises(CorpusError, match="document 0 has no text"):
         list(Documents([{"body": "a"}]))
-
-
-def test_sampled_positions_are_not_special():
-    special = np.array([True, False, True, False, False, False])
-    drawn = [sampled(special, 3, np.random.default_rng(seed)) for seed in range(20)]
-    assert all(len(set(d)) == 3 and not special[d].any() for d in drawn)
-    assert set(np.concatenate(drawn)) == {1, 3, 4, 5}
 
 
 def test_entity_final_is_the_token_of_the_last_character(tokenizer):

@@ -13,6 +13,7 @@ from engram_probes.provenance import provenance
 from engram_probes.tuned_lens_run import Corpus, Document, Options, Trainer
 
 WORDS = "harbour master Varnholm boats dusk wheel miller Ostrava bridge Lune nothing lost"
+OPTIONS = Options(2000, 1024, 150, 1e-3, None, 0)
 
 
 def many(number: int, seed: int = 0) -> list[str]:

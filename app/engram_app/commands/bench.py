@@ -1,4 +1,4 @@
-"""`engram bench`: the kernels against what one would use instead, stage by stage."""
+"""`engram bench`: kernels and probes against what one would use instead, stage by stage."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -9,6 +9,7 @@ from engram_app.console import command_line, print_json, print_rows, print_text,
 from engram_model.errors import UsageError
 
 if TYPE_CHECKING:
+    from engram_model.bench import Stage
     from engram_model.bench.measure import Goal, Machine, Row
     from engram_model.bench.results import Results
 
@@ -29,40 +30,42 @@ def bench(
         bool, typer.Option(help="Small sizes: to see that it runs, not how fast.")
     ] = False,
 ) -> None:
-    """Measure the kernels: each stage against its baselines in one run, correctness first.
+    """Measure kernels and probes: each stage against its baselines in one run, correctness first.
 
-    DIR then holds kernels-STAGE.json. Times mean something on a GPU only; ratios are what counts.
+    DIR then holds kernels-STAGE.json or probes-STAGE.json. Times mean something on a GPU only;
+    ratios are what counts.
     ENGRAM_BENCH_TOKENS names a .npy file of token ids to use as text.
     """
-    from engram_model.bench import STAGES
-
+    known = _stages()
     if list_:
-        print_rows(("stage", "needs"), [(name, _needs(name)) for name in STAGES])
+        print_rows(("stage", "needs"), [(stage.name, _needs(stage)) for stage in known.values()])
         return
-    names = _chosen(stages or [], out)
-    results = _run_all(names, _machine(quick, as_json), out, as_json)
+    results = _run_all(_chosen(stages or [], known, out), _machine(quick, as_json), out, as_json)
     if as_json:
         print_json([found.to_dict(command_line()) for found in results])
-    failed = [found.stage for found in results if found.error]
+    failed = [found.stage.name for found in results if found.error]
     if failed or not results:
         raise typer.Exit(1)
 
 
-def _needs(name: str) -> str:
+def _stages() -> "dict[str, Stage]":
     from engram_model.bench import STAGES
+    from engram_probes.bench import STAGES as PROBES
 
-    return "a CPU" if STAGES[name] == "cpu" else "a GPU"
+    return {**STAGES, **PROBES}
 
 
-def _chosen(stages: list[str], out: Path) -> list[str]:
-    from engram_model.bench import STAGES
+def _needs(stage: "Stage") -> str:
+    return "a GPU" if stage.gpu else "a CPU"
 
-    unknown = [name for name in stages if name not in STAGES]
+
+def _chosen(names: list[str], known: "dict[str, Stage]", out: Path) -> "list[Stage]":
+    unknown = [name for name in names if name not in known]
     if unknown:
-        raise UsageError(f"no stage {unknown[0]!r}; there are {', '.join(STAGES)}")
+        raise UsageError(f"no stage {unknown[0]!r}; there are {', '.join(known)}")
     if out.exists() and not out.is_dir():
         raise UsageError(f"{out} is a file; give a folder")
-    return stages or list(STAGES)
+    return [known[name] for name in names] if names else list(known.values())
 
 
 def _machine(quick: bool, as_json: bool) -> "Machine":
@@ -80,22 +83,24 @@ def _machine(quick: bool, as_json: bool) -> "Machine":
     return machine
 
 
-def _run_all(names: list[str], machine: "Machine", out: Path, as_json: bool) -> list["Results"]:
+def _run_all(
+    stages: "list[Stage]", machine: "Machine", out: Path, as_json: bool
+) -> list["Results"]:
     """Every stage that this machine can run, shown and saved as soon as it is done."""
     from engram_model.bench.results import run
 
     results = []
-    for name in names:
-        if machine.device == "cpu" and _needs(name) != "a CPU":
-            say(f"{name}: skipped, needs a GPU")
+    for stage in stages:
+        if machine.device == "cpu" and stage.gpu:
+            say(f"{stage.name}: skipped, needs a GPU")
             continue
-        say(f"{name} ...")
-        found = run(name, machine, lambda row: say(f"  {row.case}"))
+        say(f"{stage.name} ...")
+        found = run(stage, machine, lambda row: say(f"  {row.case}"))
         results.append(found)
         if found.rows and not as_json:
-            print_rows(HEADERS, [_cells(row) for row in found.rows], title=name)
+            print_rows(HEADERS, [_cells(row) for row in found.rows], title=stage.name)
         if found.error:
-            say(f"{name} failed: {found.error}")
+            say(f"{stage.name} failed: {found.error}")
         found.save(out, command_line())
     return results
 

@@ -1,11 +1,12 @@
-"""`engram compare`: two models on the same evaluation, with intervals over texts and seeds."""
+"""`engram compare`: two evaluations, trainings or reports, with intervals over texts and seeds."""
 
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from engram_app.console import command_line, print_json, print_rows
+from engram_app.console import command_line, print_json, print_rows, print_text
+from engram_model.errors import UsageError
 
 HEADERS = ("quantity", "first", "second", "difference", "low", "high", "first has", "units")
 
@@ -13,14 +14,18 @@ HEADERS = ("quantity", "first", "second", "difference", "low", "high", "first ha
 def compare(
     first: Annotated[
         list[Path],
-        typer.Argument(metavar="DIR ...", help="What `engram eval --out` or `engram train` wrote."),
+        typer.Argument(
+            metavar="DIR ...",
+            help="What `engram eval --out`, `engram train` or `engram report` wrote.",
+        ),
     ],
     against: Annotated[
         list[Path],
         typer.Option("--with", metavar="DIR", help="The same of the other model; repeatable."),
     ],
     out: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Write the differences as JSON.")
+        Path | None,
+        typer.Option(metavar="PATH", help="JSON file; of two reports a folder of three."),
     ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Of the draws.")] = 0,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
@@ -28,8 +33,36 @@ def compare(
     """Differences of two models on the same texts and items, first minus second.
 
     Give a folder a seed of each model. A difference is decided if its 95% interval, over texts and
-    seeds, leaves out zero. Of training runs the valid loss at the end is compared, over seeds.
+    seeds, leaves out zero. Of training runs the valid loss at the end is compared, over seeds. Of
+    two reports every key number is compared, and PATH is a folder of HTML, Markdown and JSON.
     """
+    from engram_app.report.compare import is_report
+
+    if any(map(is_report, (*first, *against))):
+        _compare_reports(first, against, out, seed, as_json)
+    else:
+        _compare_evaluations(first, against, out, seed, as_json)
+
+
+def _compare_reports(
+    first: list[Path], second: list[Path], out: Path | None, seed: int, as_json: bool
+) -> None:
+    from engram_app.report.compare import write_comparison
+    from engram_app.report.compare_page import HEADER, rows, summary
+
+    if len(first) != 1 or len(second) != 1:
+        raise UsageError("reports are compared two at a time; give one on each side")
+    document = write_comparison(first[0], second[0], out, seed, command_line())
+    if as_json:
+        print_json(document)
+        return
+    print_rows(HEADER, rows(document))
+    print_text(summary(document))
+
+
+def _compare_evaluations(
+    first: list[Path], against: list[Path], out: Path | None, seed: int, as_json: bool
+) -> None:
     import json
 
     from engram_model.comparison import compare as run

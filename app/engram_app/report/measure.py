@@ -1,184 +1,201 @@
-"""What a report measures: gates of a few texts, lens and alignment over a corpus."""
+"""Running the parts of a report, one after the other; what is finished is kept."""
 
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
 from typing import Any
 
-from engram_app.console import progress
+from engram_app.console import say
 from engram_app.opening import open_model
-from engram_model.errors import UsageError
-from engram_probes.alignment import Alignment
-from engram_probes.gate_profiles import GateProfile
-from engram_probes.gates import GateMap
-from engram_probes.lens import LogitLens
-from engram_probes.lens_difference import LensDifference
+from engram_app.report.kept import Kept
+from engram_app.report.parts.base import Inputs, KeyNumber, Part, Results, Section
+from engram_app.report.spec import Spec
+from engram_model.errors import CorpusError, UsageError
+from engram_probes.provenance import Provenance, provenance
 from engram_probes.results import Result
 
-DEFAULT_DATA = "world:?seed=0&split=valid&tokens=40K"
-CHARACTERS = 4  # a token: how much of a corpus is looked at before it is tokenised
-PERMUTATIONS, LIKE = 100, 5  # of the null; rows that enter the soft alignment
+ONE_SEED = (
+    "Each model was trained once: intervals are over documents and say nothing about other "
+    "training seeds."
+)
 
 
 @dataclass(frozen=True)
-class Spec:
-    """What was asked for. tokens: most tokens of the corpus to read."""
+class Stage:
+    """A part that was measured. seconds: that it took; notes: what it left out, and why."""
 
-    checkpoint: str
-    twin: str | None
-    data: str
-    tokens: int
-    seed: int
+    part: Part
+    results: Results
+    seconds: float
+    notes: list[str] = field(default_factory=list)
+
+    @cached_property
+    def section(self) -> Section:
+        return self.part.section(self.results)
+
+    @cached_property
+    def numbers(self) -> list[KeyNumber]:
+        return self.part.key_numbers(self.results)
 
 
-@dataclass
+@dataclass(frozen=True)
 class Measured:
-    """Results by name, and what became of the rest.
+    """All that a report tells.
 
     Attributes:
-        gates: name of the text -> its gate map.
-        gate_profile: over the corpus; None without a memory.
-        lens, twin_lens, difference, alignment: over the corpus; None without a twin.
-        left_out: what could not be measured, and why.
+        stages: in the order of the page.
+        provenance: of the models and the corpus.
+        left_out: parts that could not be measured, and why.
         seconds: of each stage.
         facts: of the model, as `engram info` gives them.
     """
 
-    gates: dict[str, GateMap] = field(default_factory=dict)
-    gate_profile: GateProfile | None = None
-    lens: LogitLens | None = None
-    twin_lens: LogitLens | None = None
-    difference: LensDifference | None = None
-    alignment: Alignment | None = None
-    left_out: list[str] = field(default_factory=list)
-    seconds: dict[str, float] = field(default_factory=dict)
-    facts: dict[str, Any] = field(default_factory=dict)
+    stages: list[Stage]
+    provenance: Provenance
+    left_out: list[str]
+    seconds: dict[str, float]
+    facts: dict[str, Any]
 
-    def results(self) -> dict[str, Result]:
+    def results(self) -> Results:
         """All results, by the name of their folder."""
-        named: dict[str, Result | None] = {
-            **{f"gates-{index}": gates for index, gates in enumerate(self.gates.values(), 1)},
-            "gate-profile": self.gate_profile,
-            "lens": self.lens,
-            "lens-twin": self.twin_lens,
-            "lens-difference": self.difference,
-            "cka": self.alignment,
-        }
-        return {name: result for name, result in named.items() if result is not None}
+        return {name: found for stage in self.stages for name, found in stage.results.items()}
+
+    def key_numbers(self) -> list[KeyNumber]:
+        return [number for stage in self.stages for number in stage.numbers]
+
+    def findings(self) -> list[str]:
+        """One sentence a part, the strongest first."""
+        ranked = sorted(self.stages, key=lambda stage: stage.part.rank)
+        return [stage.section.finding for stage in ranked]
+
+    def alerts(self) -> list[str]:
+        """What a reader must know before believing the numbers."""
+        said = list(self.left_out)
+        for stage in self.stages:
+            said += [*stage.notes, *stage.part.alerts(stage.results)]
+        if len(self.provenance.models) == 1:
+            said.append("No twin was given: nothing here says what the memory changed.")
+        return [*said, ONE_SEED]
 
 
-def measure(spec: Spec, command: str) -> Measured:
-    """Run every probe that the checkpoints allow."""
+def measure(spec: Spec, command: str, work: Path) -> Measured:
+    """Run every part; of the default ones those that the models and the corpus allow.
+
+    Args:
+        work: folder in which finished parts are kept, and found again by a second run.
+
+    Raises:
+        UsageError, CorpusError: a part that was asked for by name does not apply.
+    """
     from engram_app.commands.info import describe as describe_checkpoint
     from engram_model.checkpoint import find_checkpoint
-    from engram_model.corpora import describe
 
-    found = Measured(facts=describe_checkpoint(find_checkpoint(spec.checkpoint)))
-    with _timed(found, "opening"):
-        documents = _corpus(spec)
-        model, tokenizer = open_model(spec.checkpoint)
-        twin = open_model(spec.twin)[0] if spec.twin else None
-    with _timed(found, "gates"):
-        _gates(found, spec, model, tokenizer, documents)
-    with _timed(found, "lens"):
-        _lens(found, spec, model, twin, tokenizer, documents)
-    if twin is not None:
-        with _timed(found, "alignment"):
-            found.alignment = _alignment(spec, model, twin, tokenizer, documents)
-    source = {**describe(spec.data), "documents": len(documents)}
-    _with_origin(found, command, source)
-    return found
-
-
-def _corpus(spec: Spec) -> list[dict]:
-    """Whole documents from the beginning, until they hold enough characters."""
-    from engram_model.corpora import iter_documents
-
-    documents, room = [], CHARACTERS * spec.tokens
-    for document in iter_documents(spec.data):
-        if room <= 0:
-            break
-        documents.append(document)
-        room -= len(document["text"])
-    return documents
-
-
-def _gates(found: Measured, spec: Spec, model, tokenizer, documents: list[dict]) -> None:
-    from engram_app.examples import examples
-    from engram_probes import gate_map, gate_profile
-
-    if not model.config.engram_layer_ids:
-        found.left_out.append("Gates: the model has no memory.")
-        return
-    with progress("gates", "texts") as update:
-        for done, (name, text) in enumerate(examples().items(), 1):
-            try:
-                found.gates[name] = gate_map(model, tokenizer, text)
-            except UsageError as error:  # the context of a small model
-                found.left_out.append(f"Gates of the text “{name}”: {error}.")
-            update(done, len(examples()))
-    with progress("gates of the corpus", "documents") as update:
-        found.gate_profile = gate_profile(
-            model, tokenizer, documents, max_tokens=spec.tokens, seed=spec.seed, progress=update
-        )
-
-
-def _lens(found: Measured, spec: Spec, model, twin, tokenizer, documents: list[dict]) -> None:
-    from engram_probes import logit_lens
-
-    def run(one: Any, what: str) -> LogitLens:
-        with progress(f"lens of {what}", "documents") as update:
-            return logit_lens(
-                one,
-                tokenizer,
-                documents,
-                max_tokens=spec.tokens,
-                seed=spec.seed,
-                progress=update,
-            )
-
-    found.lens = run(model, "the model")
-    if twin is None:
-        return
-    found.twin_lens = run(twin, "its twin")
-    if found.twin_lens.depths != found.lens.depths:
-        found.left_out.append("Difference of the lenses: the models have other numbers of blocks.")
-        return
-    found.difference = found.lens.minus(found.twin_lens, spec.seed)
-
-
-def _alignment(spec: Spec, model, twin, tokenizer, documents: list[dict]) -> Alignment:
-    from engram_probes import cka
-
-    with progress("alignment", "documents") as update:
-        return cka(
-            model,
-            twin,
-            tokenizer,
-            documents,
-            positions="entity" if documents[0].get("spans") else "sampled",
-            k=min(LIKE, twin.config.num_hidden_layers),
-            permutations=PERMUTATIONS,
-            seed=spec.seed,
-            progress=update,
-        )
-
-
-def _with_origin(found: Measured, command: str, source: dict) -> None:
-    """Say in every result which command asked for it, and where its texts came from."""
-    found.gates = {
-        name: gates.with_provenance(command=command) for name, gates in found.gates.items()
-    }
-    for name in ("gate_profile", "lens", "twin_lens", "difference", "alignment"):
-        result = getattr(found, name)
-        if result is not None:
-            corpus = {**result.provenance.corpus, "source": source}
-            setattr(found, name, result.with_provenance(command=command, corpus=corpus))
-
-
-@contextmanager
-def _timed(found: Measured, stage: str) -> Iterator[None]:
+    facts = describe_checkpoint(find_checkpoint(spec.checkpoint))
     started = time.monotonic()
-    yield
-    found.seconds[stage] = round(time.monotonic() - started, 2)
+    inputs = _open(spec)
+    came = _provenance(spec, inputs, command)
+    seconds = {"opening": round(time.monotonic() - started, 2)}
+    left_out: list[str] = []
+    parts = _plan(spec, inputs, left_out)
+    kept, stages = Kept(work, came), []
+    for part in parts:
+        try:
+            stage = _stage(part, inputs, came, kept)
+        except (UsageError, CorpusError) as error:
+            _leave_out(part, str(error), spec, left_out, type(error))
+            continue
+        seconds[part.name] = stage.seconds
+        if stage.results:
+            stages.append(stage)
+        else:
+            left_out += stage.notes
+    if not stages:
+        raise UsageError(f"nothing could be measured: {' '.join(left_out)}")
+    return Measured(stages, came, left_out, seconds, facts)
+
+
+def _open(spec: Spec) -> Inputs:
+    model, tokenizer = open_model(spec.checkpoint)
+    twin = open_model(spec.twin)[0] if spec.twin else None
+    documents, tokens = _corpus(spec, tokenizer)
+    return Inputs(model, twin, tokenizer, documents, tokens, spec.seed)
+
+
+def _corpus(spec: Spec, tokenizer: Any) -> tuple[list[dict], int]:
+    """Whole documents from the beginning, until they hold enough tokens; how many those are."""
+    from engram_model.corpora import iter_documents
+    from engram_probes.capture import encode
+
+    documents, tokens = [], 0
+    for document in iter_documents(spec.data):
+        if document["text"].strip():
+            documents.append(document)
+            tokens += len(encode(tokenizer, document["text"]))
+        if tokens >= spec.tokens:
+            break
+    if not documents:
+        raise CorpusError(f"{spec.data} is empty: there is no text to read")
+    return documents, tokens
+
+
+def _provenance(spec: Spec, inputs: Inputs, command: str) -> Provenance:
+    from engram_model.corpora import describe
+    from engram_probes.text import Documents
+
+    texts = Documents(inputs.documents)
+    for _ in texts:
+        pass
+    source = {**describe(spec.data), "documents": len(inputs.documents)}
+    corpus = {**texts.description(), "tokens": inputs.tokens, "source": source}
+    models = [model for model in (inputs.model, inputs.twin) if model is not None]
+    came = provenance(models, inputs.tokenizer, corpus, {}, spec.seed)
+    return replace(came, command=command)
+
+
+def _plan(spec: Spec, inputs: Inputs, left_out: list[str]) -> list[Part]:
+    """The parts that apply, each with its size on stderr before anything is run."""
+    parts = []
+    say(f"the corpus: {inputs.size}, from {spec.data}")
+    for part in spec.parts:
+        if reason := part.unfit(inputs):
+            _leave_out(part, reason, spec, left_out)
+            say(f"{part.name}: left out, {reason}")
+            continue
+        say(f"{part.name}: {part.size(inputs)}")
+        parts.append(part)
+    return parts
+
+
+def _leave_out(
+    part: Part,
+    reason: str,
+    spec: Spec,
+    left_out: list[str],
+    error: type[UsageError | CorpusError] = UsageError,
+) -> None:
+    """Of the default parts; one that was asked for by name must be measured."""
+    if part.name in spec.asked:
+        raise error(f"{part.name} cannot be measured: {reason}")
+    left_out.append(f"Left out: {part.name}, {reason}.")
+
+
+def _stage(part: Part, inputs: Inputs, came: Provenance, kept: Kept) -> Stage:
+    """Measure a part, or open what an earlier run measured of it."""
+    found = kept.find(part)
+    if found is not None:
+        say(f"{part.name}: kept from the run that was stopped")
+        return Stage(part, *found)
+    started, own = time.monotonic(), replace(inputs, notes=[])
+    results = {name: _with_origin(r, came) for name, r in part.measure(own).items()}
+    stage = Stage(part, results, round(time.monotonic() - started, 2), own.notes)
+    kept.keep(part, stage.results, stage.seconds, stage.notes)
+    return stage
+
+
+def _with_origin(result: Result, came: Provenance) -> Result:
+    """Say which command asked for it, and where its texts came from."""
+    corpus = result.provenance.corpus
+    if corpus.get("sha256") == came.corpus["sha256"]:
+        corpus = {**corpus, "source": came.corpus["source"]}
+    return result.with_provenance(command=came.command, corpus=corpus)

@@ -18,29 +18,35 @@ const themed = (layout, dark) => {
   const clear = "rgba(0,0,0,0)";
   const made = structuredClone(layout);
   delete made.title;
-  made.margin = { ...made.margin, t: 46 };
+  made.margin = { ...made.margin, t: 72 };  // the legend, and above it the mode bar
   made.font = { ...made.font, color: ink, family: "Helvetica Neue, Arial, sans-serif" };
   Object.assign(made, { paper_bgcolor: clear, plot_bgcolor: clear });
+  made.modebar = { bgcolor: clear, color: dark ? "#7d8894" : "#9aa5b1", activecolor: ink };
   for (const name of Object.keys(made).filter((key) => /^[xy]axis/.test(key)))
     Object.assign(made[name], { gridcolor: line, zerolinecolor: line, automargin: true });
   for (const note of made.annotations ?? []) note.font = { ...note.font, color: ink };
   return made;
 };
 
-const draw = (figures, dark) => Promise.all(Object.entries(figures).map(([name, figure]) =>
+// Marks in near black would not be seen on dark paper.
+const parsed = (dark) => JSON.parse(dark
+  ? content("figures").replace(/"#(222|222222|444|444444|555|555555)"/g, '"#c9d1da"')
+  : content("figures"));
+
+const draw = (dark) => Promise.all(Object.entries(parsed(dark)).map(([name, figure]) =>
   Plotly.react(`figure-${name}`, figure.data, themed(figure.layout, dark), {
     responsive: true, displaylogo: false,
+    modeBarButtons: [["toImage", "resetScale2d"]],
     toImageButtonOptions: { format: "svg", filename: name },
   })));
 
 const start = async () => {
-  const figures = JSON.parse(content("figures"));
   await unpack();
   const dark = matchMedia("(prefers-color-scheme: dark)");
-  await draw(figures, dark.matches);
-  dark.addEventListener("change", () => draw(figures, dark.matches));
-  addEventListener("beforeprint", () => draw(figures, false));
-  addEventListener("afterprint", () => draw(figures, dark.matches));
+  await draw(dark.matches);
+  dark.addEventListener("change", () => draw(dark.matches));
+  addEventListener("beforeprint", () => draw(false));
+  addEventListener("afterprint", () => draw(dark.matches));
   document.documentElement.dataset.drawn = "yes";
 };
 

@@ -1,11 +1,9 @@
 """Writing a report: measure, describe, render, and put all of it in place at once."""
 
 import json
-import os
 import platform
 import shutil
-import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
@@ -14,13 +12,15 @@ from typing import Any
 import numpy as np
 
 from engram_app.console import say
-from engram_app.report.config import Check, refuse_failed, run_checks
-from engram_app.report.findings import KeyNumber, alerts, findings, key_numbers
-from engram_app.report.measure import DEFAULT_DATA, Measured, Spec, measure
-from engram_model.errors import UsageError
+from engram_app.report.checks import Check, refuse_failed, run_checks
+from engram_app.report.folder import check_out, replace_folder
+from engram_app.report.measure import Measured, Stage, measure
+from engram_app.report.parts.base import KeyNumber
+from engram_app.report.spec import DEFAULT_DATA, Spec, compose
 
-SCHEMA = "engram.report/1"
+SCHEMA = "engram.report/2"
 JSON_FILE, HTML_FILE, ARRAYS_FILE = "report.json", "report.html", "arrays.safetensors"
+MARKDOWN_FILE, TEXT_FILE = "report.md", "report.txt"
 
 
 def write_report(
@@ -31,11 +31,16 @@ def write_report(
     data: str | None = None,
     tokens: int = 20_000,
     seed: int = 0,
-    force: bool = False,
+    probes: Sequence[str] | None = None,
+    options: Mapping[str, Mapping[str, Any]] | None = None,
     checks: Sequence[str] = (),
+    force: bool = False,
     command: str = "",
 ) -> Path:
-    """Run the probes and write report.html, report.json, arrays.safetensors, tables and results.
+    """Run the probes and write the report: HTML, Markdown, text, JSON, arrays, tables, results.
+
+    What is finished is kept in a hidden folder beside `out` until the report is there: a run that
+    was stopped is taken up where it was.
 
     Args:
         checkpoint: a folder, or the name of a bundled checkpoint.
@@ -44,28 +49,34 @@ def write_report(
         data: a corpus; default the synthetic world's valid split.
         tokens: most tokens of it to read.
         seed: of every random choice.
-        force: replace a folder that holds something other than a report.
+        probes: what to measure; default all that the models and the corpus allow.
+        options: probe -> its options, see docs/report.md.
         checks: limits of key numbers, such as "lens.settling < 0"; see docs/report.md.
+        force: replace a folder that holds something other than a report.
         command: the command line, for the section Reproduction.
 
     Returns:
         Path of report.html.
 
     Raises:
-        UsageError: `out` holds something other than a report.
+        UsageError: `out` holds something other than a report; no such probe or option; a probe
+            that was asked for and does not apply.
         CheckFailed: a check does not hold; the report is there.
         CheckpointError, CorpusError: what was given cannot be opened.
     """
     out = Path(out)
-    _check_out(out, force)
-    spec = Spec(checkpoint, twin, data or DEFAULT_DATA, tokens, seed)
-    found = measure(spec, command)
+    check_out(out, force, JSON_FILE, "engram.report/")
+    parts, asked = compose(probes, options or {})
+    spec = Spec(checkpoint, twin, data or DEFAULT_DATA, tokens, seed, parts, asked)
+    work = out.with_name(f".{out.name}.work")
+    found = measure(spec, command, work)
     say("writing the report")
-    numbers = key_numbers(found)
+    numbers = found.key_numbers()
     checked = run_checks(checks, numbers)
     report = describe(spec, found, numbers, checked, command)
-    _replace(out, lambda folder: _write(folder, report, found))
-    refuse_failed(checked, out / HTML_FILE)
+    replace_folder(out, lambda folder: _write(folder, report, found))
+    shutil.rmtree(work, ignore_errors=True)
+    refuse_failed(checked, numbers, out / HTML_FILE)
     return out / HTML_FILE
 
 
@@ -77,22 +88,21 @@ def describe(
         "schema": SCHEMA,
         "created_utc": datetime.now(UTC).isoformat(timespec="seconds"),
         "command": command,
-        "spec": asdict(spec),
+        "spec": spec.to_dict(),
         "model": {name: found.facts[name] for name in ("architecture", "parameters", "memory")},
         "provenance": _provenance(found),
-        "findings": findings(found),
+        "findings": found.findings(),
         "key_numbers": [asdict(number) for number in numbers],
         "checks": [check.to_dict() for check in checked],
-        "alerts": alerts(found),
+        "alerts": found.alerts(),
+        "sections": [_section(stage) for stage in found.stages],
         "results": [_result(name, result) for name, result in found.results().items()],
         "timings": found.seconds,
     }
 
 
 def _provenance(found: Measured) -> dict[str, Any]:
-    widest = found.alignment or found.difference or found.lens
-    assert widest is not None
-    came = widest.provenance
+    came = found.provenance
     return {
         "models": came.models,
         "tokenizer_sha256": came.tokenizer_sha256,
@@ -103,6 +113,23 @@ def _provenance(found: Measured) -> dict[str, Any]:
         "versions": came.versions,
         "python": platform.python_version(),
         "platform": platform.platform(),
+    }
+
+
+def _section(stage: Stage) -> dict[str, Any]:
+    section = stage.section
+    return {
+        "probe": stage.part.name,
+        "title": stage.part.title,
+        "question": stage.part.question,
+        "finding": section.finding,
+        "method": section.method,
+        "caveats": section.caveats,
+        "figures": [
+            {"name": f.name, "caption": f.caption, "alt": f.alt, "table": asdict(f.table)}
+            for f in section.figures
+        ],
+        "results": list(stage.results),
     }
 
 
@@ -131,7 +158,7 @@ def _write(folder: Path, report: dict[str, Any], found: Measured) -> None:
     from safetensors.numpy import save
 
     from engram_app.report.page import render
-    from engram_app.report.sections import sections
+    from engram_app.report.plain import markdown, text
 
     (folder / "tables").mkdir()
     arrays = {}
@@ -141,35 +168,11 @@ def _write(folder: Path, report: dict[str, Any], found: Measured) -> None:
         for field, array in result.arrays().items():
             arrays[f"{name}/{field}"] = np.ascontiguousarray(array)
     (folder / ARRAYS_FILE).write_bytes(save(arrays))
-    (folder / HTML_FILE).write_text(render(report, sections(found)), encoding="utf-8")
     document = json.dumps(report, indent=1, ensure_ascii=False, allow_nan=False)
-    (folder / JSON_FILE).write_text(document + "\n", encoding="utf-8")
-
-
-def _check_out(out: Path, force: bool) -> None:
-    if out.exists() and not out.is_dir():
-        raise UsageError(f"{out} is a file; give a folder")
-    if force or not out.is_dir() or not any(out.iterdir()):
-        return
-    try:
-        schema = json.loads((out / JSON_FILE).read_text(encoding="utf-8"))["schema"]
-    except (OSError, ValueError, KeyError, TypeError):
-        schema = None
-    if schema != SCHEMA:
-        raise UsageError(f"{out} is not empty and holds no report; give another folder or --force")
-
-
-def _replace(out: Path, write: Callable[[Path], None]) -> None:
-    """Write to a folder beside `out`, then put it in its place; nothing half is ever seen."""
-    out.parent.mkdir(parents=True, exist_ok=True)
-    fresh = out.with_name(f".{out.name}.{uuid.uuid4().hex[:8]}")
-    fresh.mkdir()
-    try:
-        write(fresh)
-        old = fresh.with_name(f"{fresh.name}.old")
-        if out.exists():
-            os.replace(out, old)
-        os.replace(fresh, out)
-        shutil.rmtree(old, ignore_errors=True)
-    finally:
-        shutil.rmtree(fresh, ignore_errors=True)
+    for name, content in (
+        (HTML_FILE, render(report, found.stages)),
+        (MARKDOWN_FILE, markdown(report)),
+        (TEXT_FILE, text(report)),
+        (JSON_FILE, document + "\n"),
+    ):
+        (folder / name).write_text(content, encoding="utf-8")

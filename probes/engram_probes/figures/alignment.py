@@ -4,19 +4,22 @@ import numpy as np
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from engram_probes.alignment import Alignment
+from engram_probes.alignment import SECOND, Alignment
 from engram_probes.figures.style import SEQUENTIAL, escaped, finish, float32
 
 ZMIN, ZMAX = -0.1, 1.0  # the debiased number may be negative: it is not cut off at zero
-NAMES = {"cka": "Debiased CKA", "neighbours": "Overlap of nearest neighbours"}
+NAMES = {
+    "cka": "Debiased CKA",
+    "neighbours": "Overlap of nearest neighbours",
+    "procrustes": "Procrustes similarity",
+    "rsa": "RSA, Spearman correlation",
+    "sinks": "CKA with special tokens",
+}
 
 
 def alignment_figure(result: Alignment, what: str) -> go.Figure:
     """Left: the matrix, with soft alignment and diagonal (CKA). Right: what chance gives."""
-    shown = {"cka": result.matrix, "neighbours": result.neighbours}[what]
-    null = result.null_mean
-    if what == "neighbours":
-        null = np.full(shown.shape, result.neighbours_chance)
+    shown, null = result.shown(what)
     figure = make_subplots(
         rows=1,
         cols=2,
@@ -25,10 +28,12 @@ def alignment_figure(result: Alignment, what: str) -> go.Figure:
         subplot_titles=(NAMES[what], _null_title(result, what)),
     )
     figure.add_trace(_heatmap(result, shown, _hover(result, what), NAMES[what]), row=1, col=1)
-    figure.add_trace(_heatmap(result, null, None, "by chance"), row=1, col=2)
+    figure.add_trace(
+        _heatmap(result, null, None, "without" if what == "sinks" else "by chance"), row=1, col=2
+    )
     figure.add_trace(_diagonal(shown), row=1, col=1)
-    if what == "cka":
-        figure.add_trace(_soft(result), row=1, col=1)
+    if what != "sinks" and (what == "cka" or result.second_soft is not None):
+        figure.add_trace(_soft(result, what), row=1, col=1)
     rows, columns = shown.shape
     figure.update_xaxes(
         title={"text": f"layer of {escaped(result.model_a)}"},
@@ -44,7 +49,8 @@ def alignment_figure(result: Alignment, what: str) -> go.Figure:
 
 
 def _coloraxis(what: str) -> dict:
-    title = {"text": "CKA" if what == "cka" else "share"}
+    units = {"neighbours": "share", "procrustes": "similarity", "rsa": "correlation"}
+    title = {"text": units.get(what, "CKA")}
     return {"colorscale": SEQUENTIAL, "cmin": ZMIN, "cmax": ZMAX, "colorbar": {"title": title}}
 
 
@@ -71,17 +77,24 @@ def _heatmap(
 
 
 def _hover(result: Alignment, what: str) -> np.ndarray | None:
-    if what != "cka":
+    if what in SECOND and result.second_null_high is not None:
+        highs = result.second_null_high[SECOND.index(what)]
+        texts = [f"null up to {null:.3f}" for null in highs.ravel()]
+    elif what == "cka":
+        cells = zip(result.low.ravel(), result.high.ravel(), result.null_high.ravel(), strict=True)
+        texts = [f"95% {low:.3f} to {high:.3f}; null up to {null:.3f}" for low, high, null in cells]
+    else:
         return None
-    cells = zip(result.low.ravel(), result.high.ravel(), result.null_high.ravel(), strict=True)
-    texts = [f"95% {low:.3f} to {high:.3f}; null up to {null:.3f}" for low, high, null in cells]
     return np.array(texts, dtype=object).reshape(result.low.shape)
 
 
-def _soft(result: Alignment) -> go.Scatter:
+def _soft(result: Alignment, what: str) -> go.Scatter:
+    soft = result.soft_index
+    if what in SECOND and result.second_soft is not None:
+        soft = result.second_soft[SECOND.index(what)]
     return go.Scatter(
-        x=np.arange(len(result.soft_index)),
-        y=float32(result.soft_index),
+        x=np.arange(len(soft)),
+        y=float32(soft),
         mode="lines+markers",
         name=f"soft alignment, k = {result.k} (from {result.soft_floor:g} to "
         f"{result.soft_ceiling:g})",
@@ -105,8 +118,12 @@ def _diagonal(values: np.ndarray) -> go.Scatter:
 
 
 def _null_title(result: Alignment, what: str) -> str:
+    if what == "sinks":
+        return "Without, as in all else"
     if what == "neighbours":
         return f"By chance, k = {result.neighbours_k}"
+    if what in SECOND:
+        return "Samples permuted"
     if not result.permutations:
         return "No null asked for"
     return f"Mean of {result.permutations} permutations"

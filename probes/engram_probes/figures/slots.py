@@ -119,7 +119,9 @@ def load_figure(result: RowLoad, layer: int) -> go.Figure:
     figure.update_yaxes(title={"text": "rows"}, row=1, col=1)
     figure.update_layout(bargap=0)
     title = f"Load of the rows of layer {layer}, its {heads} heads together"
-    return finish(figure, title, _load_alt(result, index, title))
+    finish(figure, title, _load_alt(result, index, title))
+    below = {"y": -0.25, "yanchor": "top", "x": 0, "xanchor": "left"}  # above are panels' titles
+    return figure.update_layout(legend=below, margin_b=90)
 
 
 def _load_alt(result: RowLoad, index: int, title: str) -> str:

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from engram_app.console import command_line, print_json, print_rows, print_text
+from engram_app.console import command_line, print_json, print_rows, print_text, progress
 from engram_app.opening import check_out, open_documents
 from engram_model.errors import UsageError
 
@@ -55,6 +55,35 @@ def with_origin(result: "Result", corpus: dict | None) -> "Result":
     return result.with_provenance(command=command_line(), **origin)
 
 
+def index_of(model: Any, tokenizer: Any, data: str | None, folder: Path | None, name: str) -> Any:
+    """The index of a corpus, kept in --index if given; or the one that is there.
+
+    Args:
+        data: what the option `name` says.
+    """
+    if data is None and folder is None:
+        return None
+    from engram_probes.slot_index import JSON_FILE, build_index, open_index
+
+    if folder is None or not (folder / JSON_FILE).is_file():
+        if data is None:
+            return open_index(str(folder))  # says what is missing
+        if folder is not None:
+            check_out(folder, JSON_FILE)
+        with progress("counting n-grams", "documents") as update:
+            return build_index(model, tokenizer, data, folder, progress=update)
+    index = open_index(folder)
+    if data is not None:
+        from engram_model.corpora import fingerprint
+
+        if index.corpus.get("fingerprint") != fingerprint(data):
+            raise UsageError(
+                f"{folder} holds the index of another corpus ({index.corpus.get('spec')}); give "
+                f"another folder, or leave out {name}"
+            )
+    return index
+
+
 def show(result: "Result", rows: list, as_json: bool, out: Path | None) -> None:
     """The finding and a table, or one JSON document; then the saved result."""
     from dataclasses import asdict
@@ -88,3 +117,27 @@ def plain(value: Any) -> float | None:
     import math
 
     return float(value) if math.isfinite(value) else None
+
+
+def numbers(option: str, text: str | None) -> list[int] | None:
+    """What an option says: whole numbers with commas between."""
+    if text is None:
+        return None
+    try:
+        return [int(number) for number in text.split(",")]
+    except ValueError:
+        raise UsageError(f"{option} {text}: give whole numbers with commas between") from None
+
+
+def slots_of(text: str | None) -> list[int] | dict[int, list[int]] | None:
+    """`12,45`, rows of the one layer; or `1:12,1:45`, each with its layer."""
+    if text is None or ":" not in text:
+        return numbers("--slots", text)
+    found: dict[int, list[int]] = {}
+    for pair in text.split(","):
+        layer, colon, row = pair.partition(":")
+        if not colon:
+            raise UsageError(f"--slots {text}: {pair} has no layer; write LAYER:ROW")
+        [number], [slot] = numbers("--slots", layer) or [], numbers("--slots", row) or []
+        found.setdefault(number, []).append(slot)
+    return found

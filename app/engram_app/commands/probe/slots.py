@@ -11,11 +11,12 @@ from engram_app.commands.probe.common import (
     Out,
     Text,
     check,
+    index_of,
     plain,
     show,
 )
-from engram_app.console import command_line, print_text, progress
-from engram_app.opening import check_out, open_model
+from engram_app.console import command_line, print_text
+from engram_app.opening import open_model
 from engram_model.errors import UsageError
 
 
@@ -31,20 +32,37 @@ def slots(
     ] = None,
     most: Annotated[int, typer.Option(min=0, help="Tenants of a row that are named.")] = 3,
     topk: Annotated[int, typer.Option(min=0, help="Tokens kept of what a row says.")] = 5,
+    compression: Annotated[
+        bool, typer.Option("--compression", help="Which raw tokens share a compressed id.")
+    ] = False,
     out: Out = None,
     as_json: Json = False,
 ) -> None:
     """Which rows a text reads, what they say, who else hashes there; how a corpus uses the rows.
 
     With --text and a corpus DIR holds the trace of the text, and DIR/load the use of the rows.
+    With --compression it holds which raw tokens no row can tell apart.
     """
     check(out)
-    if text is None and data is None and index is None:
-        raise UsageError("give --text, a corpus with --data, or the index of one with --index")
-    from engram_probes import inspect_slots, row_load
+    if compression and text is not None:
+        raise UsageError("--compression is about all tokens; leave out --text")
+    if not compression and text is None and data is None and index is None:
+        raise UsageError(
+            "give --text, a corpus with --data, the index of one with --index, or --compression"
+        )
+    from engram_probes import audit_compression, inspect_slots, row_load
+    from engram_probes.memory_tables import tables_of
 
     model, tokenizer = open_model(checkpoint)
-    found = _index(model, tokenizer, data, index)
+    found = index_of(model, tokenizer, data, index, "--data")
+    if compression:
+        counts = None if found is None else found.raw_counts
+        audit = audit_compression(tokenizer, tables_of(model).compression, counts)
+        if found is not None:
+            audit = audit.with_provenance(corpus=found.corpus)
+        shared = audit.to_frame()[audit.raw_tokens > 1]
+        show(audit.with_provenance(command=command_line()), _frame_rows(shared), as_json, out)
+        return
     load = None if found is None else row_load(found, tokenizer)
     results: dict[str, Any] = {}
     if text is not None:
@@ -53,37 +71,17 @@ def slots(
         results["load" if results else ""] = load
     results = {name: r.with_provenance(command=command_line()) for name, r in results.items()}
     first = results[""]
-    show(first, _trace_rows(first) if text is not None else _load_rows(first), as_json, None)
+    show(
+        first,
+        _trace_rows(first) if text is not None else _frame_rows(first.to_frame()),
+        as_json,
+        None,
+    )
     if "load" in results and not as_json:
         print_text(results["load"].summary())
     for folder, result in results.items():
         if out:
             result.save(out / folder)
-
-
-def _index(model: Any, tokenizer: Any, data: str | None, folder: Path | None) -> Any:
-    """The index of --data, in --index if given; or the one that is there."""
-    if data is None and folder is None:
-        return None
-    from engram_probes.slot_index import JSON_FILE, build_index, open_index
-
-    if folder is None or not (folder / JSON_FILE).is_file():
-        if data is None:
-            return open_index(str(folder))  # says what is missing
-        if folder is not None:
-            check_out(folder, JSON_FILE)
-        with progress("counting n-grams", "documents") as update:
-            return build_index(model, tokenizer, data, folder, progress=update)
-    index = open_index(folder)
-    if data is not None:
-        from engram_model.corpora import fingerprint
-
-        if index.corpus.get("fingerprint") != fingerprint(data):
-            raise UsageError(
-                f"{folder} holds the index of another corpus ({index.corpus.get('spec')}); give "
-                "another folder, or leave out --data"
-            )
-    return index
 
 
 def _trace_rows(result: Any) -> list:
@@ -118,7 +116,5 @@ def _joined(values: Any, form: str = "") -> str:
     return " ".join(format(value, form) for value in values.tolist())
 
 
-def _load_rows(result: Any) -> list:
-    """One row for each layer, order and head."""
-    frame = result.to_frame()
+def _frame_rows(frame: Any) -> list:
     return [tuple(frame.columns), *(tuple(row) for row in frame.astype(object).values.tolist())]

@@ -10,8 +10,10 @@ from engram_app.commands.probe.common import (
     Out,
     Seed,
     check,
+    numbers,
     plain,
     show,
+    slots_of,
 )
 from engram_app.console import command_line, progress
 from engram_app.opening import open_model
@@ -66,10 +68,10 @@ def suppress(
     from engram_probes import suppress as measure
 
     part: dict[str, Any] = {
-        "layers": _numbers("--layers", layers),
-        "orders": _numbers("--orders", orders),
-        "heads": _numbers("--heads", heads),
-        "slots": _slots(slots),
+        "layers": numbers("--layers", layers),
+        "orders": numbers("--orders", orders),
+        "heads": numbers("--heads", heads),
+        "slots": slots_of(slots),
     }
     questions = _questions(tasks, data, facts, seed)
     model, tokenizer = open_model(checkpoint)
@@ -106,29 +108,6 @@ def _questions(tasks: str | None, data: str | None, facts: str | None, seed: int
     if tasks or not found:
         names = (tasks or "all").split(",")
         found += world_items(parse_spec(world).world(), names)
-    return found
-
-
-def _numbers(option: str, text: str | None) -> list[int] | None:
-    if text is None:
-        return None
-    try:
-        return [int(number) for number in text.split(",")]
-    except ValueError:
-        raise UsageError(f"{option} {text}: give whole numbers with commas between") from None
-
-
-def _slots(text: str | None) -> list[int] | dict[int, list[int]] | None:
-    """`12,45`, rows of the one layer; or `1:12,1:45`, each with its layer."""
-    if text is None or ":" not in text:
-        return _numbers("--slots", text)
-    found: dict[int, list[int]] = {}
-    for pair in text.split(","):
-        layer, colon, row = pair.partition(":")
-        if not colon:
-            raise UsageError(f"--slots {text}: {pair} has no layer; write LAYER:ROW")
-        [number], [slot] = _numbers("--slots", layer) or [], _numbers("--slots", row) or []
-        found.setdefault(number, []).append(slot)
     return found
 
 

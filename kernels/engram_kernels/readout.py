@@ -1,0 +1,207 @@
+"""A layer's logits against the final ones: every number of the logit lens in two passes over them.
+
+Plain torch makes a tensor as large as the logits for every step; on a GPU that takes longer than
+the matrix product which gave the logits. The kernel reads both and writes a few numbers a token.
+"""
+
+from typing import NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from engram_kernels.backend import choose_backend, operator, power_of_two
+
+BLOCK, WARPS = 2048, 8
+
+
+class Comparison(NamedTuple):
+    """Of T tokens: q a layer's prediction, p the final one; [T] float32 where not said otherwise.
+
+    kl: KL(p || q); kl_reverse: KL(q || p); js: Jensen-Shannon divergence; entropy: of q; in nats.
+    log_prob: ln q(target). rank: 1 + number of tokens likelier than the target, int64.
+    overlap: share of the final top tokens than which fewer than k tokens are likelier in q.
+    top1, top1_prob: likeliest token of q, int64, and its probability.
+    final_rank, final_prob: of the final likeliest token in q.
+    """
+
+    kl: Tensor
+    kl_reverse: Tensor
+    js: Tensor
+    entropy: Tensor
+    log_prob: Tensor
+    rank: Tensor
+    overlap: Tensor
+    top1: Tensor
+    top1_prob: Tensor
+    final_rank: Tensor
+    final_prob: Tensor
+
+
+def compare_logits(
+    logits: Tensor,
+    final: Tensor,
+    final_log_sum: Tensor,
+    targets: Tensor,
+    final_top: Tensor,
+    backend: str = "auto",
+) -> Comparison:
+    """Compare a layer's logits with the final ones.
+
+    Args:
+        logits, final: [T, vocabulary], of one dtype.
+        final_log_sum: [T] `final.float().logsumexp(-1)`, the same for all layers.
+        targets: [T] int64, the true next tokens.
+        final_top: [T, k] int64, the k likeliest tokens of `final`, the likeliest first.
+        backend: see `choose_backend`.
+    """
+    if choose_backend(backend, logits, final) == "triton":
+        return _compare_triton(logits, final, final_log_sum, targets, final_top)
+    log = logits.float() - logits.float().logsumexp(-1, keepdim=True)
+    final_log = final.float() - final_log_sum[:, None]
+    probs, final_probs = log.exp(), final_log.exp()
+    mixed = torch.special.entr((probs + final_probs) / 2).sum(-1)
+    entropy, final_entropy = (-(p * q).sum(-1) for p, q in ((probs, log), (final_probs, final_log)))
+    marked = log.gather(1, torch.cat([targets[:, None], final_top], 1))
+    likelier = torch.stack([(log > mark[:, None]).sum(-1) for mark in marked[:, :2].unbind(1)], 1)
+    top = log.topk(final_top.shape[1])
+    return Comparison(
+        kl=(final_probs * (final_log - log)).sum(-1),
+        kl_reverse=(probs * (log - final_log)).sum(-1),
+        js=mixed - (entropy + final_entropy) / 2,
+        entropy=entropy,
+        log_prob=marked[:, 0],
+        rank=likelier[:, 0] + 1,
+        overlap=(marked[:, 1:] >= top.values[:, -1:]).float().mean(-1),
+        top1=top.indices[:, 0],
+        top1_prob=top.values[:, 0].exp(),
+        final_rank=likelier[:, 1] + 1,
+        final_prob=marked[:, 1].exp(),
+    )
+
+
+def _compare_triton(logits, final, final_log_sum, targets, final_top) -> Comparison:
+    marks = torch.cat([targets[:, None], final_top], 1)
+    k = final_top.shape[1]
+    sums, likelier, top1 = compare_triton(
+        logits.contiguous(), final.contiguous(), final_log_sum.float(), marks
+    )
+    marked = logits.gather(1, marks).float() - sums[:, 4:5]
+    return Comparison(
+        kl=sums[:, 0],
+        kl_reverse=sums[:, 1],
+        js=sums[:, 2],
+        entropy=sums[:, 3],
+        log_prob=marked[:, 0],
+        rank=likelier[:, 0] + 1,
+        overlap=(likelier[:, 1:] < k).float().mean(-1),
+        top1=top1,
+        top1_prob=(logits.gather(1, top1[:, None])[:, 0].float() - sums[:, 4]).exp(),
+        final_rank=likelier[:, 1] + 1,
+        final_prob=marked[:, 1].exp(),
+    )
+
+
+@triton.jit
+def _compare_kernel(
+    logits,
+    final,
+    final_log_sum,
+    marks,
+    sums,
+    likelier,
+    top1,
+    vocabulary,
+    MARKS: tl.constexpr,
+    PADDED: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """One token: log-sum, likeliest token and ranks in a first pass, divergences in a second."""
+    token = tl.program_id(0).to(tl.int64)
+    logits += token * vocabulary
+    final += token * vocabulary
+    which = tl.arange(0, PADDED)
+    known = which < MARKS
+    marked = tl.load(marks + token * MARKS + which, mask=known, other=0)
+    at = tl.load(logits + marked, mask=known, other=float("inf")).to(tl.float32)
+    columns = tl.arange(0, BLOCK)
+    largest = tl.full([BLOCK], float("-inf"), tl.float32)
+    where = tl.zeros([BLOCK], tl.int32)
+    total = tl.zeros([BLOCK], tl.float32)
+    above = tl.zeros([PADDED], tl.int32)
+    for start in range(0, vocabulary, BLOCK):
+        inside = start + columns < vocabulary
+        z = tl.load(logits + start + columns, mask=inside, other=float("-inf")).to(tl.float32)
+        above += tl.sum((z[:, None] > at[None, :]).to(tl.int32), 0)
+        larger = z > largest
+        highest = tl.where(larger, z, largest)
+        # Of a lane that has seen no token yet, -inf less -inf would be no number.
+        shift = tl.where(highest == float("-inf"), 0.0, highest)
+        total = total * tl.exp(largest - shift) + tl.exp(z - shift)
+        where = tl.where(larger, start + columns, where)
+        largest = highest
+    peak = tl.max(largest, 0)
+    first = tl.min(tl.where(largest == peak, where, vocabulary), 0)
+    log_sum = peak + tl.log(tl.sum(total * tl.exp(largest - peak), 0))
+    final_sum = tl.load(final_log_sum + token)
+    kl = tl.zeros([BLOCK], tl.float32)
+    reverse = tl.zeros([BLOCK], tl.float32)
+    shared = tl.zeros([BLOCK], tl.float32)
+    entropy = tl.zeros([BLOCK], tl.float32)
+    for start in range(0, vocabulary, BLOCK):
+        inside = start + columns < vocabulary
+        z = tl.load(logits + start + columns, mask=inside, other=0.0).to(tl.float32) - log_sum
+        f = tl.load(final + start + columns, mask=inside, other=0.0).to(tl.float32) - final_sum
+        q = tl.where(inside, tl.exp(z), 0.0)
+        p = tl.where(inside, tl.exp(f), 0.0)
+        half = (p + q) / 2
+        # p ln p + q ln q less twice the mean's, term by term: no large sums are subtracted.
+        mean = tl.log(tl.maximum(half, 1e-38))
+        kl += p * (f - z)
+        reverse += q * (z - f)
+        shared += p * (f - mean) + q * (z - mean)
+        entropy -= q * z
+    tl.store(sums + token * 5, tl.sum(kl, 0))
+    tl.store(sums + token * 5 + 1, tl.sum(reverse, 0))
+    tl.store(sums + token * 5 + 2, tl.sum(shared, 0) / 2)
+    tl.store(sums + token * 5 + 3, tl.sum(entropy, 0))
+    tl.store(sums + token * 5 + 4, log_sum)
+    tl.store(likelier + token * MARKS + which, above.to(tl.int64), mask=known)
+    tl.store(top1 + token, first.to(tl.int64))
+
+
+def _launch(logits: Tensor, final: Tensor, final_log_sum: Tensor, marks: Tensor):
+    made = _fake(logits, final, final_log_sum, marks)
+    tokens, vocabulary = logits.shape
+    if tokens:
+        _compare_kernel[(tokens,)](
+            logits,
+            final,
+            final_log_sum,
+            marks,
+            *made,
+            vocabulary,
+            MARKS=marks.shape[1],
+            PADDED=power_of_two(marks.shape[1]),
+            BLOCK=min(BLOCK, power_of_two(vocabulary)),
+            num_warps=WARPS,
+        )
+    return made
+
+
+def _fake(logits: Tensor, final: Tensor, final_log_sum: Tensor, marks: Tensor):
+    tokens = logits.shape[0]
+    return (
+        logits.new_empty(tokens, 5, dtype=torch.float32),
+        torch.empty_like(marks),
+        logits.new_empty(tokens, dtype=torch.int64),
+    )
+
+
+compare_triton = operator(
+    "compare_logits(Tensor logits, Tensor final, Tensor final_log_sum, Tensor marks)"
+    " -> (Tensor, Tensor, Tensor)",
+    _launch,
+    _fake,
+)
