@@ -101,9 +101,15 @@ def test_it_is_marked_as_tuned(engram, tokenizer, texts, tuned, lens, tmp_path):
 
 
 def test_differences_say_which_lens(engram, tokenizer, texts, tuned, lens):
+    from engram_probes.figures.lens import curve_figure
+
     found = ep.logit_lens(engram, tokenizer, texts, translators=tuned)
     gain = found.minus(lens)
     assert gain.model.endswith(", tuned") and gain.other.endswith(", plain") and not gain.tuned
+    drawn = [t for t in curve_figure([lens, found], "kl").data if t.mode == "lines+markers"]
+    assert [line.line.dash for line in drawn] == ["dash", "solid"]
+    assert [line.name.split(", ")[1] for line in drawn] == ["plain", "tuned"]
+    assert drawn[0].line.color == drawn[1].line.color
     both = found.minus(found)
     assert both.tuned and both.translators == (tuned.sha256, tuned.sha256)
     assert both.summary().startswith("Under the tuned lens")

@@ -25,11 +25,16 @@ REVERSED = ("entropy", "js", "kl", "kl_reverse", "log_rank")  # in a grid, brigh
 
 
 def curve_figure(lenses: Sequence[LogitLens], what: str) -> go.Figure:
-    """One metric by depth, with its 95% interval; one line a lens."""
+    """One metric by depth, with its 95% interval; one line a lens.
+
+    Of plain and tuned lenses together, each model has a colour, and the plain ones are dashed.
+    """
     unit, name = METRICS[what]
     figure, names = go.Figure(), lens_names(lenses)
-    for lens, label, colour in zip(lenses, names, CATEGORICAL, strict=False):
-        dash = "dash" if label != lens.model and lens.lens == "plain" else "solid"
+    mixed, models = len({lens.lens for lens in lenses}) > 1, [lens.model for lens in lenses]
+    for index, (lens, label) in enumerate(zip(lenses, names, strict=True)):
+        colour = CATEGORICAL[models.index(lens.model) if mixed else index]
+        dash = "dash" if mixed and lens.lens == "plain" else "solid"
         add_curve(figure, *lens.curve(what), label, colour, dash=dash)
     mark_memory(figure, lenses[0].memory_layers)
     if what == "rank":
