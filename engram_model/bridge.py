@@ -7,7 +7,7 @@ contain the memory and add up, on one residual stream and on several.
 
 import copy
 import re
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from contextlib import contextmanager
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -294,10 +294,7 @@ class EngramCache(ActivationCache):
                 yield Write(f"{index}_engram_out", self[memory])
 
     def _site(self, index: int, kind: str) -> Site | Write:
-        # As Gemma 2, some norm what they add; as Qwen3-Next, some have two kinds of attention.
-        norm = f"{'ln1' if kind == 'attn' else 'ln2'}_post"
-        names = (f"blocks.{index}.{part}.hook_out" for part in (norm, kind, f"linear_{kind}"))
-        label, out = f"{index}_{kind}_out", self[next(name for name in names if name in self)]
+        label, out = f"{index}_{kind}_out", self[site_hook(index, kind, self.cache_dict)]
         if not self._streams:
             return Write(label, out)
         mixing = f"blocks.{index}.{kind}_hc"
@@ -335,6 +332,28 @@ class EngramCache(ActivationCache):
         total = position_slice.apply(sum(labelled.values()), dim=-2)
         eps = _plain(self.model.ln_final).variance_epsilon
         return stack * torch.rsqrt(total.square().mean(-1, keepdim=True) + eps)
+
+
+def site_hook(layer: int, kind: str, hooks: Container[str]) -> str:
+    """Which of the hooks sees what an attention ("attn") or "mlp" adds to the residual."""
+    # As Gemma 2, some norm what they add; as Qwen3-Next, some have two kinds of attention.
+    norm = f"{'ln1' if kind == 'attn' else 'ln2'}_post"
+    names = (f"blocks.{layer}.{part}.hook_out" for part in (norm, kind, f"linear_{kind}"))
+    return next(name for name in names if name in hooks)
+
+
+def heads_hook(layer: int, hooks: Container[str]) -> str:
+    """Which of the hooks sees what each head gathered, before W_O.
+
+    Raises:
+        UsageError: none does.
+    """
+    name = f"blocks.{layer}.attn.hook_z"
+    if name not in hooks:
+        raise UsageError(
+            f"the attention of layer {layer} shows its heads to no hook: leave them out"
+        )
+    return name
 
 
 def _slice(pos_slice) -> Slice:

@@ -255,6 +255,15 @@ def with_bos(tokenizer, ids: list[int]) -> list[int]:
     return ids if tokenizer.bos_token_id is None else [tokenizer.bos_token_id, *ids]
 
 
+def next_surprisal(log_probs: Tensor, ids: list[int]) -> np.ndarray:
+    """-ln of the probability of each true next token, nats: [p, vocabulary] -> float32 [p], NaN at
+    the last."""
+    following = torch.tensor(ids[1:], device=log_probs.device)[:, None]
+    found = np.full(len(ids), np.nan, dtype=np.float32)
+    found[:-1] = -log_probs[:-1].gather(-1, following)[:, 0].cpu().numpy()
+    return found
+
+
 def batches(documents: Iterable, length: Callable, most: int = TOKENS_AT_ONCE) -> Iterator[list]:
     """Neighbouring documents, as many as fit into `most` tokens when padded; at least one."""
     batch: list = []
