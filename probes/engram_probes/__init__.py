@@ -2,7 +2,9 @@
 
 _HOME = {
     "Alignment": "alignment",
+    "AttentionPatterns": "attention",
     "Attribution": "attribution",
+    "ExpertRouting": "routing",
     "GateMap": "gates",
     "GateProfile": "gate_profiles",
     "LinearProbe": "linear",
@@ -10,8 +12,10 @@ _HOME = {
     "RowLoad": "row_use",
     "SlotTrace": "slots",
     "Suppression": "suppression",
+    "attention_patterns": "attention",
     "attribute": "attribution",
     "cka": "alignment",
+    "expert_routing": "routing",
     "gate_map": "gates",
     "gate_profile": "gate_profiles",
     "inspect_slots": "slots",

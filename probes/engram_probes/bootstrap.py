@@ -7,6 +7,7 @@ import numpy as np
 
 LEVEL = 0.95
 DRAWS = 1000
+BLOCKS = 200  # of documents, where memory must not grow with their number
 
 
 def draw_counts(units: int, seed: int, draws: int = DRAWS) -> Iterator[np.ndarray]:

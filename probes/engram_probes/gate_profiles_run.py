@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from engram_model.errors import CorpusError, UsageError
-from engram_probes.bootstrap import divide, interval
+from engram_probes.bootstrap import BLOCKS, divide, interval
 from engram_probes.capture import MemoryTrace, Subject
 from engram_probes.gate_profiles import CONTROLS, LABELS, MEASURES, GateProfile
 from engram_probes.positions import ENTITY_KINDS, last_tokens
@@ -18,7 +18,6 @@ from engram_probes.provenance import provenance
 from engram_probes.strata import BANDS, MECHANISMS, frequency_bands, mechanism_names
 from engram_probes.text import Documents
 
-BLOCKS = 200
 BINS = 50
 EDGES = np.stack([np.linspace(0, 1, BINS + 1), np.logspace(-3, 2, BINS + 1)])
 ROLES = ("end", "inside", "other")

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 SCHEMA = 1
 JSON_FILE, ARRAYS_FILE = "result.json", "arrays.safetensors"
 _CLASSES = {
+    "attention": "attention.AttentionPatterns",
     "attribution": "attribution.Attribution",
     "edit": "editing.Edit",
     "gates": "gates.GateMap",
@@ -32,6 +33,7 @@ _CLASSES = {
     "cka": "alignment.Alignment",
     "suppress": "suppression.Suppression",
     "slots": "slots.SlotTrace",
+    "routing": "routing.ExpertRouting",
     "row-load": "row_use.RowLoad",
     "linear": "linear.LinearProbe",
 }

@@ -2,12 +2,14 @@
 
 import typer
 
+from engram_app.commands.probe.attention import attention
 from engram_app.commands.probe.attribute import attribute
 from engram_app.commands.probe.cka import cka
 from engram_app.commands.probe.edit import edit
 from engram_app.commands.probe.gates import gates
 from engram_app.commands.probe.lens import lens
 from engram_app.commands.probe.linear import linear
+from engram_app.commands.probe.routing import routing
 from engram_app.commands.probe.slots import slots
 from engram_app.commands.probe.suppress import suppress
 
@@ -16,5 +18,5 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
-for command in (gates, lens, cka, attribute, edit, suppress, slots, linear):
+for command in (gates, lens, cka, attention, attribute, edit, suppress, slots, linear, routing):
     app.command()(command)
