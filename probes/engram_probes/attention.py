@@ -67,7 +67,9 @@ class AttentionPatterns(Result):
         **dict.fromkeys(
             ("layer_change", "layer_change_low", "layer_change_high"), ("change", "score", "layer")
         ),
-        **dict.fromkeys(("repeated", "repeated_low", "repeated_high"), ("condition", "layer", "head")),
+        **dict.fromkeys(
+            ("repeated", "repeated_low", "repeated_high"), ("condition", "layer", "head")
+        ),
         **dict.fromkeys(("fresh", "fresh_low", "fresh_high"), ("condition", "layer", "head")),
         "twin_mean": ("score", "layer", "twin head"),
         **dict.fromkeys(("twin_layer", "twin_layer_low", "twin_layer_high"), ("score", "layer")),
@@ -170,7 +172,7 @@ class AttentionPatterns(Result):
         )
 
     def _against(self) -> str:
-        if self.difference is None:
+        if self.difference is None or self.difference_low is None or self.difference_high is None:
             return ""
         near = self.score("near")
         at = np.abs(self.difference[near]).argmax()

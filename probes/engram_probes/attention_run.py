@@ -254,9 +254,7 @@ def statistics(run: AttentionRun, settings: dict[str, Any], seed: int) -> Attent
         fields |= _estimate(_three("twin_layer"), others, by_layer, seed)
         fields |= _estimate(_three("difference"), layer_sums[:, 0] - others, by_layer, seed)
     return AttentionPatterns(
-        provenance=provenance(
-            models, run.tokenizer, run.documents.description(), settings, seed
-        ),
+        provenance=provenance(models, run.tokenizer, run.documents.description(), settings, seed),
         layers=run.layers,
         memory_layers=subject.memory_layers,
         scores=tuple(SCORES),

@@ -25,7 +25,8 @@ class ExpertRouting(Result):
     """Layers with routed experts L, experts E, chosen for a token k, changes C, groups of tokens G.
 
     Attributes:
-        layers: 0-based ids of the layers with routed experts. memory_layers: of those with a memory.
+        layers: 0-based ids of the layers with routed experts.
+        memory_layers: of those with a memory.
         chosen: k.
         changes: of the memory, see `memory_changes.CHANGES`; none for a model without.
         groups: all tokens, then by the mechanism of the span of the token that is predicted.

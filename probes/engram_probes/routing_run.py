@@ -42,9 +42,9 @@ class Choice:
 
 @dataclass(eq=False)
 class RoutingState:
-    """counts [block, G, L, E] and tokens [block, G] by group; weights [block, L, E]; entropy [block,
-    L]; together [L, E, E]; shifted [P, mechanism, L, E]; kept [block, C, G, L]; changed [C, G, L,
-    E]: counts under each change."""
+    """counts [block, G, L, E] and tokens [block, G] by group; weights [block, L, E]; entropy
+    [block, L]; together [L, E, E]; shifted [P, mechanism, L, E]; kept [block, C, G, L]; changed
+    [C, G, L, E]: counts under each change."""
 
     counts: np.ndarray
     tokens: np.ndarray
@@ -201,9 +201,7 @@ def read(
         state = state or RoutingState.empty(*sizes, permutations)
         chosen = choices[0].ids.shape[-1]
         usual = ~subject.special(tokenizer, ids)
-        state.add(
-            number % BLOCKS, choices, usual, _mechanisms(document, tokenizer, ids), generator
-        )
+        state.add(number % BLOCKS, choices, usual, _mechanisms(document, tokenizer, ids), generator)
         if documents.single:
             single = _single(tokenizer, ids, choices)
         if progress:
@@ -247,10 +245,12 @@ def statistics(run: RoutingRun, settings: dict[str, Any], seed: int) -> ExpertRo
         return information(np.tensordot(weights, joint, 1))
 
     kept = state.kept[:blocks]
-    named = {"load": (each, tokens[:, 0, None, None]),
-             "router_entropy": (state.entropy[:blocks], tokens[:, 0, None]),
-             "kept": (kept, tokens[:, None, :, None]),
-             "difference": (kept[:, :1] - kept[:, 1:], tokens[:, None, :, None])}
+    named = {
+        "load": (each, tokens[:, 0, None, None]),
+        "router_entropy": (state.entropy[:blocks], tokens[:, 0, None]),
+        "kept": (kept, tokens[:, None, :, None]),
+        "difference": (kept[:, :1] - kept[:, 1:], tokens[:, None, :, None]),
+    }
     fields: dict[str, Any] = {}
     for name, (sums, number) in named.items():
         fields[name] = divide(sums.sum(0), number.sum(0))
@@ -297,9 +297,7 @@ def information(joint: np.ndarray) -> np.ndarray:
     return np.where(total[0, :, 0] > 0, terms, np.nan)
 
 
-def chance(
-    counts: np.ndarray, changed: np.ndarray, tokens: np.ndarray, chosen: int
-) -> np.ndarray:
+def chance(counts: np.ndarray, changed: np.ndarray, tokens: np.ndarray, chosen: int) -> np.ndarray:
     """Share kept by tokens that choose by the loads alone, [C, G, L].
 
     Args:

@@ -24,6 +24,8 @@ from engram_model.errors import CheckpointError
         "slots",
         "row_load",
         "linear",
+        "routing",
+        "attention",
     ]
 )
 def result(request):
