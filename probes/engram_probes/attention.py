@@ -53,6 +53,7 @@ class AttentionPatterns(Result):
             its heads, [S, L].
         difference, difference_low, difference_high: this model's mean over heads less the twin's,
             documents drawn together, [S, L].
+        overall, overall_low, overall_high: the same over all layers, [S].
         tokens: of a single text; () for several.
         pattern: of a single text, [L, H, query, key]; None for several.
     """
@@ -74,6 +75,7 @@ class AttentionPatterns(Result):
         "twin_mean": ("score", "layer", "twin head"),
         **dict.fromkeys(("twin_layer", "twin_layer_low", "twin_layer_high"), ("score", "layer")),
         **dict.fromkeys(("difference", "difference_low", "difference_high"), ("score", "layer")),
+        **dict.fromkeys(("overall", "overall_low", "overall_high"), ("score",)),
         "pattern": ("layer", "head", "query", "key"),
     }
     units: ClassVar[dict[str, str]] = {
@@ -115,6 +117,9 @@ class AttentionPatterns(Result):
     difference: np.ndarray | None
     difference_low: np.ndarray | None
     difference_high: np.ndarray | None
+    overall: np.ndarray | None
+    overall_low: np.ndarray | None
+    overall_high: np.ndarray | None
     pattern: np.ndarray | None
 
     @property
@@ -172,15 +177,15 @@ class AttentionPatterns(Result):
         )
 
     def _against(self) -> str:
-        if self.difference is None or self.difference_low is None or self.difference_high is None:
+        if self.difference is None:
             return ""
+        assert self.overall is not None
+        assert self.overall_low is not None and self.overall_high is not None
         near = self.score("near")
-        at = np.abs(self.difference[near]).argmax()
-        low, high = self.difference_low[near, at], self.difference_high[near, at]
         return (
-            f". Less {self.twin}'s it is {self.difference[near].min():+.3f} to "
-            f"{self.difference[near].max():+.3f} by layer (layer {self.layers[at]}: "
-            f"{self.difference[near, at]:+.3f} [{low:+.3f} to {high:+.3f}])"
+            f". Over all layers it is {self.overall[near]:+.3f} [{self.overall_low[near]:+.3f} to "
+            f"{self.overall_high[near]:+.3f}] against {self.twin}'s (by layer "
+            f"{self.difference[near].min():+.3f} to {self.difference[near].max():+.3f})"
         )
 
     def to_frame(self) -> "pandas.DataFrame":

@@ -241,7 +241,8 @@ def statistics(run: AttentionRun, settings: dict[str, Any], seed: int) -> Attent
         **_estimate(_three("layer_change"), layer_sums[:, 1:] - layer_sums[:, :1], by_layer, seed),
         **_estimate(_three("repeated"), run.repeated, one, seed),
         **_estimate(_three("fresh"), run.fresh, one, seed),
-        **dict.fromkeys((*_three("twin_layer"), *_three("difference"), "twin_mean")),
+        **dict.fromkeys((*_three("twin_layer"), *_three("difference"), *_three("overall"))),
+        "twin_mean": None,
     }
     models = [subject.model]
     if run.twin is not None:
@@ -252,7 +253,9 @@ def statistics(run: AttentionRun, settings: dict[str, Any], seed: int) -> Attent
         others = others.mean(-1)
         by_layer = queries[:, :, None]
         fields |= _estimate(_three("twin_layer"), others, by_layer, seed)
-        fields |= _estimate(_three("difference"), layer_sums[:, 0] - others, by_layer, seed)
+        apart = layer_sums[:, 0] - others
+        fields |= _estimate(_three("difference"), apart, by_layer, seed)
+        fields |= _estimate(_three("overall"), apart.mean(-1), queries, seed)
     return AttentionPatterns(
         provenance=provenance(models, run.tokenizer, run.documents.description(), settings, seed),
         layers=run.layers,

@@ -151,6 +151,10 @@ def test_a_corpus_weighs_queries_and_pairs_models(engram, twin, tokenizer, texts
     np.testing.assert_allclose(
         found.difference[place], (sums.mean(1) - twins.mean(1)) / number, atol=1e-5
     )
+    np.testing.assert_allclose(found.overall, found.difference.mean(-1))
+    assert (found.overall_low <= found.overall).all() and (
+        found.overall <= found.overall_high
+    ).all()
     np.testing.assert_allclose(found.layer_mean, found.mean.mean(-1))
     assert (found.low <= found.mean + 1e-12).all() and (found.mean <= found.high + 1e-12).all()
     assert (found.difference_low <= found.difference_high).all()
