@@ -182,9 +182,10 @@ class AttentionPatterns(Result):
         assert self.overall is not None
         assert self.overall_low is not None and self.overall_high is not None
         near = self.score("near")
+        low, high = self.overall_low[near], self.overall_high[near]
         return (
             f". Attention to the {NEAR} tokens before, over all layers, differs from {self.twin}'s "
-            f"by {self.overall[near]:+.3f} [{self.overall_low[near]:+.3f} to {self.overall_high[near]:+.3f}] (by layer "
+            f"by {self.overall[near]:+.3f} [{low:+.3f} to {high:+.3f}] (by layer "
             f"{self.difference[near].min():+.3f} to {self.difference[near].max():+.3f})"
         )
 
