@@ -10,7 +10,7 @@ import numpy as np
 
 from engram_model.errors import CorpusError, UsageError
 from engram_probes.bootstrap import BLOCKS, divide, ratio_interval
-from engram_probes.capture import MemoryTrace, encode, next_surprisal
+from engram_probes.capture import MemoryTrace, next_surprisal, text_ids
 from engram_probes.contexts import RowContexts
 from engram_probes.memory_tables import ModelTables, tables_of
 from engram_probes.ngram_counts import ending_ngrams
@@ -197,8 +197,7 @@ def _documents(
     """Number, ids and ordinary positions of each document, cut to the context."""
     subject, done = tables.subject, 0
     for number, document in enumerate(documents):
-        ids = encode(tokenizer, document["text"])[: subject.context]
-        subject.check_vocabulary(ids)
+        ids = text_ids(subject, tokenizer, document["text"], whole=False)
         usual = ~subject.special(tokenizer, ids)
         yield number, ids, usual
         done += int(usual.sum())

@@ -278,3 +278,10 @@ def test_attribution_patching(qwen, tokenizer):
         ep.attribution_patching(
             qwen, tokenizer, "The miller of Varnholm", "The miller of Ostrava", 5, 6, heads=True
         )
+
+
+def test_routing(qwen, tokenizer, texts):
+    found = ep.expert_routing(qwen, tokenizer, texts[:3], changes=("zero",), permutations=2)
+    assert "2 of 4 experts in 4 layers" in found.summary()
+    with pytest.raises(UsageError, match="no attention patterns"):
+        ep.attention_patterns(qwen, tokenizer, texts[:3])
