@@ -7,7 +7,7 @@ contain the memory and add up, on one residual stream and on several.
 
 import copy
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Container, Iterator
 from contextlib import contextmanager
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -22,7 +22,11 @@ from transformer_lens.factories.architecture_adapter_factory import (
 )
 from transformer_lens.hook_points import HookPoint
 from transformer_lens.model_bridge import TransformerBridge
-from transformer_lens.model_bridge.generalized_components import MLABlockBridge
+from transformer_lens.model_bridge.generalized_components import (
+    MLABlockBridge,
+    MoEBridge,
+    MoERouterBridge,
+)
 from transformer_lens.model_bridge.generalized_components.base import GeneralizedComponent
 from transformer_lens.model_bridge.sources._bridge_builder import build_bridge_from_module
 from transformer_lens.model_bridge.supported_architectures.deepseek_v3 import (
@@ -46,6 +50,9 @@ WRITERS = re.compile(
     r"|engram\.hook_(slots|rows|gate|conv|out))"
 )
 EMBEDDINGS = ("embed", "pos_embed")
+PATTERN = re.compile(r"blocks\.\d+\.attn\.hook_pattern")
+ROUTERS = ("gate", "router")  # names of the component in a MoEBridge
+PARTS_OF_ROUTING = ("logits", "weights", "indices")
 
 
 class MemoryBridge(GeneralizedComponent):
@@ -117,6 +124,10 @@ class EngramAdapter(DeepSeekV3ArchitectureAdapter):
         )
         mapping["hc_head"] = GeneralizedComponent(name="model.hc_head")
         return mapping
+
+    def _build_router(self) -> MoERouterBridge:
+        """With `hook_expert_weights` and `hook_expert_indices`, which DeepSeek-V3's lacks."""
+        return MoERouterBridge(name="gate", optional=True)
 
     def _mixing(self, name: str) -> DeepseekV4HyperConnectionBridge:
         # Without its norm: `mix_in` computes norm and projection in one, no hook would fire there.
@@ -294,10 +305,7 @@ class EngramCache(ActivationCache):
                 yield Write(f"{index}_engram_out", self[memory])
 
     def _site(self, index: int, kind: str) -> Site | Write:
-        # As Gemma 2, some norm what they add; as Qwen3-Next, some have two kinds of attention.
-        norm = f"{'ln1' if kind == 'attn' else 'ln2'}_post"
-        names = (f"blocks.{index}.{part}.hook_out" for part in (norm, kind, f"linear_{kind}"))
-        label, out = f"{index}_{kind}_out", self[next(name for name in names if name in self)]
+        label, out = f"{index}_{kind}_out", self[site_hook(index, kind, self.cache_dict)]
         if not self._streams:
             return Write(label, out)
         mixing = f"blocks.{index}.{kind}_hc"
@@ -335,6 +343,28 @@ class EngramCache(ActivationCache):
         total = position_slice.apply(sum(labelled.values()), dim=-2)
         eps = _plain(self.model.ln_final).variance_epsilon
         return stack * torch.rsqrt(total.square().mean(-1, keepdim=True) + eps)
+
+
+def site_hook(layer: int, kind: str, hooks: Container[str]) -> str:
+    """Which of the hooks sees what an attention ("attn") or "mlp" adds to the residual."""
+    # As Gemma 2, some norm what they add; as Qwen3-Next, some have two kinds of attention.
+    norm = f"{'ln1' if kind == 'attn' else 'ln2'}_post"
+    names = (f"blocks.{layer}.{part}.hook_out" for part in (norm, kind, f"linear_{kind}"))
+    return next(name for name in names if name in hooks)
+
+
+def heads_hook(layer: int, hooks: Container[str]) -> str:
+    """Which of the hooks sees what each head gathered, before W_O.
+
+    Raises:
+        UsageError: none does.
+    """
+    name = f"blocks.{layer}.attn.hook_z"
+    if name not in hooks:
+        raise UsageError(
+            f"the attention of layer {layer} shows its heads to no hook: leave them out"
+        )
+    return name
 
 
 def _slice(pos_slice) -> Slice:
@@ -397,6 +427,64 @@ def _ours() -> dict[str, type]:
 def as_bridge(model, tokenizer) -> TransformerBridge:
     """The bridge itself if it is one, hooks and all; else `hooked(model, tokenizer)`."""
     return model if isinstance(model, TransformerBridge) else hooked(model, tokenizer)
+
+
+def routers(bridge: TransformerBridge) -> dict[int, nn.Module]:
+    """Of each block with routed experts the component that chooses them.
+
+    Its output holds the logits [tokens, experts], the weights and the ids of the chosen ones
+    [tokens, k], at the places that `routing` knows; hooks of the bridge have acted on it.
+    """
+    found = {}
+    for index, block in enumerate(bridge.blocks):
+        experts = getattr(block, "mlp", None)
+        if isinstance(experts, MoEBridge) and not experts.bound_dense:
+            router = next((r for r in ROUTERS if r in experts.submodules), None)
+            if router is not None:
+                found[index] = getattr(experts, router)
+    return found
+
+
+def routing(router: nn.Module, output) -> tuple[Tensor, Tensor, Tensor]:
+    """Logits [tokens, experts], weights and ids [tokens, k] in a router's output.
+
+    Raises:
+        UsageError: a router that gives its logits alone.
+    """
+    if not isinstance(output, tuple) or len(output) < 3:
+        raise UsageError(
+            f"{type(_plain(router)).__name__} does not say which experts it chose; use a model "
+            "whose router gives logits, weights and ids, as DeepSeek-V3's, Qwen3's and Mixtral's do"
+        )
+    places = [getattr(router, f"{name}_index", at) for at, name in enumerate(PARTS_OF_ROUTING)]
+    logits, weights, ids = (output[place] for place in places)
+    if weights.shape != ids.shape:  # some give a weight to every expert
+        weights = weights.gather(-1, ids.long())
+    return logits, weights, ids
+
+
+@contextmanager
+def patterns(
+    bridge: TransformerBridge, keep: Callable[[int, Tensor], None]
+) -> Iterator[tuple[int, ...]]:
+    """While open, `keep(layer, pattern)` is told every attention pattern [batch, head, query, key].
+
+    Yields:
+        The layers that have one.
+
+    Raises:
+        UsageError: no block has attention that TransformerLens sees into.
+    """
+    names = [name for name in bridge.hook_dict if PATTERN.fullmatch(name)]
+    layers = {name: int(name.split(".")[1]) for name in names}
+    if not layers:
+        raise UsageError(f"{bridge.cfg.model_name} has no attention patterns in TransformerLens")
+
+    def heard(pattern: Tensor, hook: HookPoint) -> None:
+        keep(layers[hook.name], pattern)
+
+    with bridge.hooks(fwd_hooks=[(name, heard) for name in names]):
+        yield tuple(sorted(layers.values()))
 
 
 def run_at_end(bridge: TransformerBridge, ids: list[int]) -> tuple[Tensor, EngramCache]:

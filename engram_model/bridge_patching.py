@@ -14,6 +14,8 @@ from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 from transformer_lens.tools.analysis.attribution_patching import cache_activation_and_gradient
 
+from engram_model.bridge import heads_hook, site_hook
+
 Metric = Callable[[Tensor], Tensor]  # logits [batch, pos, vocab] -> [batch]
 Values = dict[str, Tensor]  # hook point -> [1, pos, ...]
 Cell = tuple["Node", Tensor]  # a node, and bool [pos]: where it is patched
@@ -46,34 +48,28 @@ def nodes_of(bridge: TransformerBridge, heads: bool = False) -> list[Node]:
     """Nodes, oldest first. They nest: a row is a part of `rows`, these and the gate act through
     the memory, a head through its attention.
     """
-    found = [Node("embed", "embed", EMBEDDING)]
+    found, hooks = [Node("embed", "embed", EMBEDDING)], bridge.hook_dict
     for layer in range(bridge.cfg.n_layers):
         found += _memory_nodes(bridge, layer)
-        found.append(Node(f"{layer}_attn_out", "attention", _site(bridge, layer, "attn")))
+        found.append(Node(f"{layer}_attn_out", "attention", site_hook(layer, "attn", hooks)))
         for head in range(bridge.cfg.n_heads if heads else 0):
-            hook = f"blocks.{layer}.attn.hook_z"
+            hook = heads_hook(layer, hooks)
             found.append(Node(f"{layer}_attn_head{head}", "head", hook, head))
-        found.append(Node(f"{layer}_mlp_out", "mlp", _site(bridge, layer, "mlp")))
+        found.append(Node(f"{layer}_mlp_out", "mlp", site_hook(layer, "mlp", hooks)))
     return found
-
-
-def _site(bridge: TransformerBridge, layer: int, kind: str) -> str:
-    """Where a block's output can be read as it is added; some models norm it first."""
-    name = f"blocks.{layer}.{'ln1' if kind == 'attn' else 'ln2'}_post.hook_out"
-    return name if name in bridge.hook_dict else f"blocks.{layer}.{kind}.hook_out"
 
 
 def _memory_nodes(bridge: TransformerBridge, layer: int) -> list[Node]:
     hook, label = f"blocks.{layer}.engram.hook_", f"{layer}_engram_"
     if f"{hook}rows" not in bridge.hook_dict:
         return []
-    config = bridge.blocks[layer].engram.original_component.config
+    memory = bridge.blocks[layer].engram.original_component
     columns = [
         f"{label}order{order}_head{head}"
-        for order in range(2, config.engram_max_ngram_size + 1)
-        for head in range(config.engram_n_heads)
+        for order in range(2, memory.max_ngram_size + 1)
+        for head in range(memory.n_heads)
     ]
-    gate = [Node(f"{label}gate", "gate", f"{hook}gate")] if config.engram_gate != "none" else []
+    gate = [Node(f"{label}gate", "gate", f"{hook}gate")] if memory.gated else []
     return [
         *(Node(name, "row", f"{hook}rows", unit) for unit, name in enumerate(columns)),
         Node(f"{label}rows", "rows", f"{hook}rows"),

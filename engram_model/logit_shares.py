@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from engram_model.bridge import heads_hook
 from engram_model.errors import UsageError
 
 EMBED, ATTENTION, MLP, MEMORY = "embed", "attention", "mlp", "memory"
@@ -119,12 +120,9 @@ def _heads(cache, layer: int, read: Tensor) -> Iterator[tuple[str, Tensor]]:
         raise UsageError(
             "this model norms what attention adds: its heads have no share of their own"
         )
-    if f"blocks.{layer}.attn.hook_z" not in cache:
-        raise UsageError(
-            f"the attention of layer {layer} shows its heads to no hook: leave them out"
-        )
+    gathered = cache[heads_hook(layer, cache.cache_dict)]
     output = cache.model.blocks[layer].attn.o.original_component
-    heads = cache[f"blocks.{layer}.attn.hook_z"][0, 0].double()
+    heads = gathered[0, 0].double()
     weight = output.weight.double()
     weight = weight if isinstance(output, torch.nn.Linear) else weight.T  # GPT-2's is turned
     shares = torch.einsum("hw,mhw->hm", heads, (read @ weight).unflatten(-1, heads.shape))

@@ -24,6 +24,7 @@ class Memory(Protocol):
         compression: raw id -> id that is hashed, int [vocabulary].
         value_weight: [d, C, width]: the value is the sum over columns of this times the row.
         value_bias: [d] that is added to it, or None.
+        gated: whether there is a gate.
     """
 
     layer_id: int
@@ -44,6 +45,9 @@ class Memory(Protocol):
     def value_weight(self) -> Tensor: ...
     @property
     def value_bias(self) -> Tensor | None: ...
+
+    @property
+    def gated(self) -> bool: ...
 
     @classmethod
     def hasher_of(cls, memories: Sequence[Self]) -> NgramHasher:

@@ -172,7 +172,7 @@ class EngramMemory(nn.Module):
             return "something listens to the memory's intermediates"
         if hidden.dtype not in KERNEL_DTYPES:
             return f"the kernels compute in float32, the streams are {hidden.dtype}"
-        if self.config.engram_gate == "none":
+        if not self.gated:
             return "the kernels always gate"
         learns = hidden.requires_grad or any(weight.requires_grad for weight in self.parameters())
         if cache is not None and torch.is_grad_enabled() and learns:
@@ -286,6 +286,10 @@ class EngramMemory(nn.Module):
     def n_heads(self) -> int:
         return self.config.engram_n_heads
 
+    @property
+    def gated(self) -> bool:
+        return self.config.engram_gate != "none"
+
     @classmethod
     def hasher_of(cls, memories: Sequence["EngramMemory"]) -> NgramHasher:
         """The hash of all memories of one model; its pad is theirs.
@@ -320,7 +324,7 @@ class EngramMemory(nn.Module):
         return keys_value[..., :-1, :], keys_value[..., -1, :]
 
     def _gates(self, score: Tensor) -> Tensor:
-        if self.config.engram_gate == "none":
+        if not self.gated:
             return torch.ones_like(score)
         return gate(score, self.config.engram_gate, self.config.engram_gate_zero)
 

@@ -72,6 +72,10 @@ class QwenMemory(Qwen4ExpTextPLELayer):
     def value_bias(self) -> Tensor | None:
         return self.value_proj.bias
 
+    @property
+    def gated(self) -> bool:
+        return True
+
     @classmethod
     def hasher_of(cls, memories: Sequence["QwenMemory"]) -> QwenHasher:
         """Raises CheckpointError: the constants kept with the weights are not those of the rule."""

@@ -153,7 +153,7 @@ class Alignment(Result):
                 f"No layer of {self.model_a} is like any of {self.model_b}, over "
                 f"{self.samples:,} samples."
             )
-        column, shift = largest_shift(self.soft_index, self.soft_floor, self.soft_ceiling)
+        column, shift = self.largest_shift
         sure = f" ({self._interval(column)})"
         null = ""
         if self.permutations:
@@ -165,6 +165,17 @@ class Alignment(Result):
             f"{null}, over {self.samples:,} samples of {self.documents:,} documents"
             f"{self._aligned()}. {self.sinks_said()}"
         ).strip()
+
+    @property
+    def reachable(self) -> np.ndarray:
+        """Bool [C]: layers whose own index the soft alignment can take with even weights."""
+        layers = np.arange(len(self.soft_index))
+        return (layers >= self.soft_floor) & (layers <= self.soft_ceiling)
+
+    @property
+    def largest_shift(self) -> tuple[int, float]:
+        """Column that is shifted most, of those that are reachable, and its shift in layers."""
+        return largest_shift(self.soft_index, self.soft_floor, self.soft_ceiling)
 
     def _interval(self, column: int) -> str:
         low, high = self.soft_low[column], self.soft_high[column]

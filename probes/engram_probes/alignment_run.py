@@ -2,8 +2,9 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import islice
-from typing import Any
+from typing import Any, TypeVar
 from zlib import crc32
 
 import numpy as np
@@ -20,6 +21,7 @@ from engram_probes.text import Documents
 
 LARGEST_BATCH, SMALLEST_BATCH, BLOCKS = 256, 8, 10
 Progress = Callable[[int, int | None], None] | None
+State = TypeVar("State", bound=Any)  # a dataclass with `samples` and `texts` that adds up
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -96,11 +98,11 @@ class AlignmentRun:
         if self.tokenizer_b is None:
             check_vocabularies(self.columns, self.rows)
 
-    @property
+    @cached_property
     def columns(self) -> Subject:
         return Subject.of(self.model_a)
 
-    @property
+    @cached_property
     def rows(self) -> Subject:
         return Subject.of(self.model_b)
 
@@ -117,10 +119,8 @@ class AlignmentRun:
             CorpusError: too few documents with a position to compare.
         """
         columns, rows = self.columns, self.rows
-        documents = Documents(texts, max_documents)
-        choice = Choice(self.positions)
         picker = Picker(
-            choice=choice,
+            choice=Choice(self.positions),
             tokenizer=self.tokenizer,
             context=columns.context
             if self.tokenizer_b is not None
@@ -131,16 +131,11 @@ class AlignmentRun:
             other_context=rows.context,
             sinks=self.sinks,
         )
-        state = AlignmentState()
-        for block in blocks_of(documents, picker, block_size(batch_size, documents.total)):
-            state += self._block(columns, rows, block)
-            if progress:
-                progress(documents.read, documents.total)
-        if not state.blocks:
-            raise too_few(documents, choice)
-        return replace(state, texts=(documents.description(),))
+        documents = Documents(texts, max_documents)
+        return read_blocks(documents, picker, batch_size, self._block, progress)
 
-    def _block(self, columns: Subject, rows: Subject, block: list) -> AlignmentState:
+    def _block(self, block: list) -> AlignmentState:
+        columns, rows = self.columns, self.rows
         pairs = [pair for pair, _, _ in block]
         first = [one for one, _ in pairs]
         second = [other for _, other in pairs]
@@ -251,7 +246,30 @@ def blocks_of(documents: Documents, picker: Picker, size: int) -> Iterator[list]
         yield block
 
 
-def too_few(documents: Documents, choice: Choice) -> CorpusError:
+def read_blocks(
+    documents: Documents,
+    picker: Picker,
+    batch_size: int | None,
+    state_of: Callable[[list], State],
+    progress: Progress,
+) -> State:
+    """The states of all blocks of documents, added up.
+
+    Raises:
+        CorpusError: too few documents with a position to compare.
+    """
+    state: State | None = None
+    for block in blocks_of(documents, picker, block_size(batch_size, documents.total)):
+        found = state_of(block)
+        state = found if state is None else state + found
+        if progress:
+            progress(documents.read, documents.total)
+    if state is None or not state.samples:
+        raise _too_few(documents, picker.choice)
+    return replace(state, texts=(documents.description(),))
+
+
+def _too_few(documents: Documents, choice: Choice) -> CorpusError:
     missing = choice.missing()
     return CorpusError(
         missing

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -13,13 +13,11 @@ from engram_model.errors import UsageError
 from engram_probes.alignment_run import (
     Picker,
     Progress,
-    block_size,
-    blocks_of,
     check_options,
     described,
-    too_few,
+    read_blocks,
 )
-from engram_probes.alignment_state import Estimate, Layout, Picked, features
+from engram_probes.alignment_state import Estimate, Layout, features
 from engram_probes.alignment_training import TrainingAlignment
 from engram_probes.capture import Subject, check_vocabularies
 from engram_probes.hsic import HsicSums, hsic_of_centred, u_centred
@@ -116,25 +114,19 @@ class TrainingRun:
         max_documents: int | None = None,
         progress: Progress = None,
     ) -> TrainingState:
-        documents, choice = Documents(texts, max_documents), Choice(self.positions)
         picker = Picker(
-            choice=choice,
+            choice=Choice(self.positions),
             tokenizer=self.tokenizer,
             context=min(subject.context for subject in (self.baseline, *self._others)),
             per_document=self.per_document,
             seed=self.seed,
             sinks=False,
         )
-        state = TrainingState()
-        for block in blocks_of(documents, picker, block_size(batch_size, documents.total)):
-            state += self._block([columns for (columns, _), _, _ in block])
-            if progress:
-                progress(documents.read, documents.total)
-        if not state.baseline:
-            raise too_few(documents, choice)
-        return replace(state, texts=(documents.description(),))
+        documents = Documents(texts, max_documents)
+        return read_blocks(documents, picker, batch_size, self._block, progress)
 
-    def _block(self, block: list[Picked]) -> TrainingState:
+    def _block(self, picked: list) -> TrainingState:
+        block = [columns for (columns, _), _, _ in picked]
         layout = Layout.of(block)
         if not layout.batches:
             return TrainingState()

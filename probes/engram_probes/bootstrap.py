@@ -7,6 +7,7 @@ import numpy as np
 
 LEVEL = 0.95
 DRAWS = 1000
+BLOCKS = 200  # of documents, where memory must not grow with their number
 
 
 def draw_counts(units: int, seed: int, draws: int = DRAWS) -> Iterator[np.ndarray]:
@@ -35,9 +36,9 @@ def interval(
     Returns:
         Low and high, shaped as the statistic; NaN where there are fewer than `least` units.
     """
-    if units < least:
-        nothing = np.full(np.shape(statistic(np.ones(units, dtype=np.int64))), np.nan)
-        return nothing, nothing.copy()
+    shape = np.shape(statistic(np.ones(units, dtype=np.int64)))
+    if units < least or 0 in shape:
+        return np.full(shape, np.nan), np.full(shape, np.nan)
     drawn = np.stack([statistic(counts) for counts in draw_counts(units, seed, draws)])
     tail = 100 * (1 - LEVEL) / 2
     with warnings.catch_warnings():  # where every draw is NaN, so is the interval

@@ -124,6 +124,11 @@ class Subject:
         with self._quiet():
             return self.model(self._tensor([ids]), use_cache=False).logits[0]
 
+    def run(self, ids: list[int]) -> None:
+        """One text, for what listens."""
+        with self._quiet():
+            self.model(self._tensor([ids]), use_cache=False, logits_to_keep=1)
+
     def residuals(self, batch: list[list[int]]) -> "Residuals":
         """Run a batch and keep the collapsed residual of every depth."""
         depths: list[Tensor] = []
@@ -152,12 +157,14 @@ class Subject:
     def _quiet(self) -> Iterator[None]:
         """No gradients, no dropout."""
         training = self.model.training
-        self.model.eval()
+        if training:  # through a bridge a change of mode takes as long as a short text
+            self.model.eval()
         try:
             with torch.inference_mode():
                 yield
         finally:
-            self.model.train(training)
+            if training:
+                self.model.train()
 
     def _tensor(self, batch: list[list[int]]) -> Tensor:
         longest = max(len(ids) for ids in batch)
@@ -251,8 +258,26 @@ def encode(tokenizer, text: str) -> list[int]:
     return with_bos(tokenizer, tokenizer(text, add_special_tokens=False)["input_ids"])
 
 
+def text_ids(subject: Subject, tokenizer, text: str, whole: bool) -> list[int]:
+    """Ids of a document, cut to the context; of one that must be whole, refused where longer."""
+    if whole:
+        return subject.encode(tokenizer, text)
+    ids = encode(tokenizer, text)[: subject.context]
+    subject.check_vocabulary(ids)
+    return ids
+
+
 def with_bos(tokenizer, ids: list[int]) -> list[int]:
     return ids if tokenizer.bos_token_id is None else [tokenizer.bos_token_id, *ids]
+
+
+def next_surprisal(log_probs: Tensor, ids: list[int]) -> np.ndarray:
+    """-ln of the probability of each true next token, nats: [p, vocabulary] -> float32 [p], NaN at
+    the last."""
+    following = torch.tensor(ids[1:], device=log_probs.device)[:, None]
+    found = np.full(len(ids), np.nan, dtype=np.float32)
+    found[:-1] = -log_probs[:-1].gather(-1, following)[:, 0].cpu().numpy()
+    return found
 
 
 def batches(documents: Iterable, length: Callable, most: int = TOKENS_AT_ONCE) -> Iterator[list]:

@@ -9,15 +9,13 @@ from typing import NamedTuple
 import numpy as np
 
 from engram_model.errors import CorpusError, UsageError
-from engram_probes.bootstrap import divide, ratio_interval
-from engram_probes.capture import MemoryTrace
+from engram_probes.bootstrap import BLOCKS, divide, ratio_interval
+from engram_probes.capture import MemoryTrace, next_surprisal, text_ids
 from engram_probes.contexts import RowContexts
 from engram_probes.memory_tables import ModelTables, tables_of
 from engram_probes.ngram_counts import ending_ngrams
 from engram_probes.provenance import provenance
 from engram_probes.text import Documents, token_texts
-
-BLOCKS = 200
 
 
 class Context(NamedTuple):
@@ -48,6 +46,7 @@ class RowState:
     k: int
     documents: int = 0
     tokens: int = 0
+    streams: int = 0
 
     @classmethod
     def empty(cls, rows: int, k: int) -> "RowState":
@@ -69,6 +68,7 @@ class RowState:
             self.k,
             self.documents + other.documents,
             self.tokens + other.tokens,
+            max(self.streams, other.streams),
         )
 
     def keep(self, row: int, contexts: list[Context]) -> None:
@@ -197,9 +197,7 @@ def _documents(
     """Number, ids and ordinary positions of each document, cut to the context."""
     subject, done = tables.subject, 0
     for number, document in enumerate(documents):
-        text = tokenizer(document["text"], add_special_tokens=False)["input_ids"]
-        ids = [tokenizer.bos_token_id, *text[: subject.context - 1]]
-        subject.check_vocabulary(ids)
+        ids = text_ids(subject, tokenizer, document["text"], whole=False)
         usual = ~subject.special(tokenizer, ids)
         yield number, ids, usual
         done += int(usual.sum())
@@ -233,10 +231,7 @@ def _add(state, tables, tokenizer, rows: Rows, number: int, ids, usual, settings
     size = np.linalg.norm(traced["gate"], axis=-1)
     share = divide(size, np.linalg.norm(traced["residual_norm"], axis=-1))  # [L, p]
     gates = traced["gate"].mean(-1)
-    surprisal = (
-        -logits.float().log_softmax(-1).cpu().numpy()[np.arange(len(ids)), np.append(ids[1:], 0)]
-    )
-    surprisal[-1] = np.nan
+    surprisal = next_surprisal(logits.float().log_softmax(-1), ids)
     hasher, block = tables.hasher, number % BLOCKS
     ngrams = ending_ngrams(tables.compression[ids], hasher)
     shown = token_texts(tokenizer, ids)
@@ -272,6 +267,7 @@ def _add(state, tables, tokenizer, rows: Rows, number: int, ids, usual, settings
         )
     state.documents += 1
     state.tokens += int(usual.sum())
+    state.streams = traced["gate"].shape[-1]
 
 
 def _texts(shown: tuple[str, ...], p: int, around: int, order: int) -> tuple[str, str, str, str]:
@@ -289,9 +285,8 @@ def _result(
     low, high = ratio_interval(sums, reads, seed)
     control_low, control_high = ratio_interval(control_sums, control_reads, seed)
     shape = len(rows.slots), settings["k"]
-    streams = tables.subject.model.config.hc_mult
     strength, surprisal = np.full((2, *shape), np.nan)
-    gate = np.full((*shape, streams), np.nan)
+    gate = np.full((*shape, state.streams), np.nan)
     document, position = np.full((2, *shape), -1)
     for row, contexts in enumerate(state.best):
         for rank, one in enumerate(contexts):

@@ -11,8 +11,8 @@ import numpy as np
 
 from engram_model.errors import CorpusError, UsageError
 from engram_model.scoring import opening_id
-from engram_probes.bootstrap import divide, interval
-from engram_probes.capture import MemoryTrace, Subject
+from engram_probes.bootstrap import BLOCKS, divide, interval
+from engram_probes.capture import MemoryTrace, Subject, next_surprisal
 from engram_probes.gate_correlations import correlations, features
 from engram_probes.gate_groups import (
     TEXT_GROUPS,
@@ -31,7 +31,6 @@ from engram_probes.slots_run import index_of
 from engram_probes.strata import BANDS, frequency_bands, mechanism_names
 from engram_probes.text import Documents
 
-BLOCKS = 200
 BINS = 50
 EDGES = np.stack([np.linspace(0, 1, BINS + 1), np.logspace(-3, 2, BINS + 1)])
 ROLES = ("end", "inside", "other")
@@ -182,9 +181,7 @@ def _measure(reader: _Reader, document: dict) -> tuple[np.ndarray, _Tokens]:
     traced = trace.arrays()
     added = divide(traced["added_norm"], traced["residual_norm"])
     values = np.stack([traced["gate"], added]).swapaxes(-1, -2)  # [measure, L, M, p]
-    following = np.append(ids[1:], 0)
-    surprisal = -logits.float().log_softmax(-1).cpu().numpy()[np.arange(len(ids)), following]
-    surprisal[-1] = np.nan
+    surprisal = next_surprisal(logits.float().log_softmax(-1), ids)
     usual = ~subject.special(tokenizer, ids)
     roles, strata, members = _describe(
         tokenizer, document, encoded["offset_mapping"][:room], ids, surprisal

@@ -241,13 +241,11 @@ def gate_map(
 
 
 def _gate_map(subject, tokenizer, text, ids, traced, logits, topk) -> GateMap:
+    from engram_probes.capture import next_surprisal
     from engram_probes.text import describe_texts, token_texts
 
     log_probs = logits.float().log_softmax(-1)
     best = log_probs.topk(min(topk, log_probs.shape[-1]))
-    surprisal = np.full(len(ids), np.nan, dtype=np.float32)
-    following = np.array(ids[1:])
-    surprisal[:-1] = -log_probs[:-1].cpu().numpy()[np.arange(len(following)), following]
     memory = subject.memories[0]
     return GateMap(
         provenance=provenance(
@@ -258,7 +256,7 @@ def _gate_map(subject, tokenizer, text, ids, traced, logits, topk) -> GateMap:
         token_ids=np.array(ids, dtype=np.int64),
         max_ngram_size=memory.max_ngram_size,
         n_heads=memory.n_heads,
-        next_surprisal=surprisal,
+        next_surprisal=next_surprisal(log_probs, ids),
         next_ids=best.indices.cpu().numpy(),
         next_probs=best.values.exp().cpu().numpy(),
         next_texts=tuple(token_texts(tokenizer, row) for row in best.indices.tolist()),

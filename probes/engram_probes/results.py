@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 SCHEMA = 1
 JSON_FILE, ARRAYS_FILE = "result.json", "arrays.safetensors"
 _CLASSES = {
+    "attention": "attention.AttentionPatterns",
     "attribution": "attribution.Attribution",
     "edit": "editing.Edit",
     "gates": "gates.GateMap",
@@ -35,6 +36,7 @@ _CLASSES = {
     "slots": "slots.SlotTrace",
     "compression": "compression_audit.CompressionAudit",
     "row-contexts": "contexts.RowContexts",
+    "routing": "routing.ExpertRouting",
     "row-load": "row_use.RowLoad",
     "linear": "linear.LinearProbe",
     "tuned-lens": "tuned_lens.TunedLens",

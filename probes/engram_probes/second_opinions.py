@@ -14,7 +14,7 @@ import numpy as np
 
 from engram_probes.bootstrap import divide
 from engram_probes.hsic import permuted_products
-from engram_probes.neighbours import neighbour_masks
+from engram_probes.neighbours import mutual_neighbours, neighbour_masks
 
 PERMUTATIONS = 20  # the 95th percentile of so many is the largest but one
 GROUPS = 10  # of samples, each left out once for the interval
@@ -78,11 +78,9 @@ def second_opinions(
 
 def measures(rows: np.ndarray, columns: np.ndarray, k: int) -> np.ndarray:
     """[measure, R, C]."""
-    near = [neighbour_masks(features, k) for features in (rows, columns)]
-    ranks = [dissimilarity_ranks(features) for features in (rows, columns)]
-    shapes = [unit_shapes(features) for features in (rows, columns)]
-    pairs = [_flat(first) @ _flat(second).T for first, second in (near, ranks)]
-    return np.stack([pairs[0] / (rows.shape[1] * k), nuclear_norms(*shapes), pairs[1]])
+    return np.stack(
+        [mutual_neighbours(rows, columns, k), procrustes(rows, columns), rsa(rows, columns)]
+    )
 
 
 def null_of(

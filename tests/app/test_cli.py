@@ -321,6 +321,33 @@ def test_probe_linear(engram, tmp_path):
     assert "reading mechanism: 10 probes" in err
 
 
+def test_probe_routing(engram, tmp_path):
+    words = ("probe", "routing", "memory", "--data", SPANS, "--documents", 3, "--twin", "plain")
+    few = ("--changes", "zero,noise", "--permutations", 3)
+    code, out, err = engram(*words, *few, "--out", tmp_path / "routing", "--json")
+    document, result = json.loads(out), ep.load_result(tmp_path / "routing")
+    twin = ep.load_result(tmp_path / "routing" / "twin")
+    assert code == 0 and document["summary"] == result.summary()
+    assert result.changes == ("zero", "noise") and twin.changes == ()
+    assert len(document["table"]) == len(result.layers) + len(twin.layers)
+    first = document["table"][0]
+    assert first["kept zero"] == pytest.approx(result.kept[0, 0, 0])
+    assert result.provenance.corpus["source"]["spec"] == SPANS
+    assert "routing of plain: 3 documents" in err
+
+
+def test_probe_attention(engram, tmp_path):
+    words = ("probe", "attention", "memory", "--text", TEXT, "--twin", "plain")
+    few = ("--changes", "zero", "--sequences", 2, "--length", 5)
+    code, out, _ = engram(*words, *few, "--out", tmp_path / "attention", "--json")
+    document, result = json.loads(out), ep.load_result(tmp_path / "attention")
+    assert code == 0 and document["summary"] == result.summary()
+    assert result.twin == "plain" and result.pattern.shape[-1] == len(result.tokens)
+    assert len(document["table"]) == len(result.scores) * len(result.layers)
+    row = next(r for r in document["table"] if (r["score"], r["layer"]) == ("near", 1))
+    assert row["zero"] == pytest.approx(result.layer_change[0, result.score("near"), 1])
+
+
 def test_eval(engram, corpus):
     code, out, _ = engram("eval", "memory", "--data", corpus, "--json")
     losses = json.loads(out)["sources"]

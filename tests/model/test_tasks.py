@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from transformers import PreTrainedConfig
 
 from engram_model import world
 from engram_model.errors import CheckpointError, CorpusError, UsageError
@@ -46,7 +47,7 @@ class Bigrams(torch.nn.Module):
             row[:] = 0.5 / (size - 1)
             row[WORDS.index(second)] = 0.5
         self.logits = table.log()
-        self.config = SimpleNamespace(max_position_embeddings=context)
+        self.config = PreTrainedConfig(max_position_embeddings=context)
         self.device = torch.device("cpu")
 
     def forward(self, ids, use_cache=None):

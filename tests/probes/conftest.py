@@ -171,3 +171,18 @@ def patching(engram, tokenizer):
         f"The harbour master of {town} counts the boats" for town in ("Varnholm", "Ostrava")
     )
     return ep.attribution_patching(engram, tokenizer, clean, corrupted, " boats", " wheel", draws=3)
+
+
+@pytest.fixture(scope="session")
+def routing(engram, tokenizer, texts):
+    import engram_probes as ep
+
+    return ep.expert_routing(engram, tokenizer, texts[1], changes=("zero",), permutations=2)
+
+
+@pytest.fixture(scope="session")
+def attention(engram, twin, tokenizer, texts):
+    import engram_probes as ep
+
+    small = dict(changes=("zero",), sequences=2, length=8)
+    return ep.attention_patterns(engram, tokenizer, texts[1], twin=twin, **small)

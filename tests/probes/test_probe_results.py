@@ -28,6 +28,8 @@ from engram_model.errors import CheckpointError
         "audit",
         "linear",
         "patching",
+        "routing",
+        "attention",
     ]
 )
 def result(request):

@@ -246,3 +246,42 @@ def test_the_language_model_within_two_modalities(qwen, tokenizer, texts):
     assert np.allclose(lens.mean, own.mean, atol=1e-4)
     with pytest.raises(UsageError, match="no adapter"):
         em.hooked(whole, tokenizer)
+
+
+@pytest.mark.parametrize("bos", [True, False])
+def test_row_contexts(qwen, tokenizer, texts, bos):
+    reader = copy.deepcopy(tokenizer)
+    if not bos:
+        reader.bos_token = None
+    found = ep.row_contexts(qwen, reader, texts[:6], k=2)
+    gates = [ep.gate_map(qwen, reader, text) for text in texts[:6]]
+    for row, layer in enumerate(found.layers):
+        column = (found.orders[row] - 2) * 2 + found.heads[row]
+        layer = gates[0].layers.index(layer)
+        reads = sum(
+            int((one.slots[layer, ~one.special, column] == found.slots[row]).sum()) for one in gates
+        )
+        assert found.reads[row] == reads > 0
+        strongest = gates[found.document[row, 0]]
+        place = found.position[row, 0]
+        assert np.allclose(found.gate[row, 0], strongest.gate[layer, place], atol=1e-6)
+        assert np.isclose(found.surprisal[row, 0], strongest.next_surprisal[place], equal_nan=True)
+
+
+def test_attribution_patching(qwen, tokenizer):
+    found = ep.attribution_patching(
+        qwen, tokenizer, "The miller of Varnholm counts the boats",
+        "The miller of Ostrava counts the boats", " boats", " wheel", draws=2,
+    )  # fmt: skip
+    assert {"0_engram_out", "2_engram_gate", "2_engram_order3_head1"} <= set(found.nodes)
+    with pytest.raises(UsageError, match="layer 0 shows its heads to no hook"):
+        ep.attribution_patching(
+            qwen, tokenizer, "The miller of Varnholm", "The miller of Ostrava", 5, 6, heads=True
+        )
+
+
+def test_routing(qwen, tokenizer, texts):
+    found = ep.expert_routing(qwen, tokenizer, texts[:3], changes=("zero",), permutations=2)
+    assert "2 of 4 experts in 4 layers" in found.summary()
+    with pytest.raises(UsageError, match="no attention patterns"):
+        ep.attention_patterns(qwen, tokenizer, texts[:3])

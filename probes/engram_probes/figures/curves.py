@@ -60,7 +60,7 @@ def add_curve(
     )
 
 
-def mark_memory(figure: go.Figure, layers: Sequence[int]) -> None:
+def mark_memory(figure: go.Figure, layers: Sequence[float]) -> None:
     """Shade the blocks with a memory: block i runs between depth i and i + 1."""
     for layer in layers:
         figure.add_vrect(

@@ -2,6 +2,7 @@
 
 import typer
 
+from engram_app.commands.probe.attention import attention
 from engram_app.commands.probe.attribute import attribute
 from engram_app.commands.probe.cka import cka
 from engram_app.commands.probe.edit import edit
@@ -9,6 +10,7 @@ from engram_app.commands.probe.gates import gates
 from engram_app.commands.probe.lens import lens
 from engram_app.commands.probe.linear import linear
 from engram_app.commands.probe.patch import patch
+from engram_app.commands.probe.routing import routing
 from engram_app.commands.probe.rows import rows
 from engram_app.commands.probe.slots import slots
 from engram_app.commands.probe.suppress import suppress
@@ -18,5 +20,8 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
-for command in (gates, lens, cka, attribute, patch, edit, suppress, slots, rows, linear):
+COMMANDS = (
+    gates, lens, cka, attention, routing, attribute, patch, edit, suppress, slots, rows, linear,
+)  # fmt: skip
+for command in COMMANDS:
     app.command()(command)

@@ -27,8 +27,17 @@ Out = Annotated[
     Path | None, typer.Option(metavar="DIR", help="Save the result here; `load_result` opens it.")
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
+Changes = Annotated[
+    str,
+    typer.Option(metavar="NAME,...", help='Of the memory: zero, shuffle, noise, ...; "" for none.'),
+]
 Documents = Annotated[int, typer.Option(min=1, help="Most documents to read.")]
 Seed = Annotated[int, typer.Option(help="Of every random choice.")]
+
+
+def names(listed: str) -> list[str]:
+    """The names in a list with commas."""
+    return [name.strip() for name in listed.split(",") if name.strip()]
 
 
 def check(out: Path | None) -> None:

@@ -84,8 +84,8 @@ class Cka(Part):
                 "twin (arXiv 2601.07372, eq. 9). Intervals draw blocks of documents."
             ),
             caveats=[
-                "CKA can move without a change of function; the overlap of nearest neighbours, in "
-                "tables/cka.csv, is a second, local measure.",
+                "CKA can move without a change of function; nearest neighbours, Procrustes and "
+                "RSA, in the finding and in tables/cka.csv, are second opinions.",
                 f"{result.samples:,} samples of {result.documents:,} documents, "
                 f"{result.batches:,} batches.",
             ],
@@ -103,16 +103,15 @@ class Cka(Part):
         shift = _shift(alignment)
         if shift.low is not None and shift.high is not None and shift.low <= 0 <= shift.high:
             said.append("The largest shift between layers cannot be told from none.")
-        blocks = -(-alignment.documents // alignment.batch_size)
-        if blocks < FEW_BLOCKS:
+        if alignment.blocks < FEW_BLOCKS:
             said.append(
-                f"The intervals of the alignment draw from {blocks} blocks of documents only."
+                f"The intervals of the alignment draw from {alignment.blocks} blocks of documents "
+                "only."
             )
         below = float(np.mean(alignment.matrix <= alignment.null_high))
         if below > 0.05:
             said.append(f"{below:.0%} of the layer pairs are no more alike than permuted samples.")
-        layers = np.arange(len(alignment.soft_index))
-        bound = layers[~_reachable(alignment)]
+        bound = np.flatnonzero(~alignment.reachable)
         if bound.size:
             said.append(
                 f"With k = {alignment.k} and even weights the soft alignment stays between "
@@ -142,24 +141,13 @@ def _figure(result: Alignment) -> Figure:
 
 def _shift(alignment: Alignment) -> KeyNumber:
     """Of the layers that the soft alignment can reach, the one that is shifted most."""
-    shift = alignment.soft_index - np.arange(len(alignment.soft_index))
-    within = np.where(_reachable(alignment), shift, np.nan)
-    column = int(np.nanargmax(np.abs(within if np.isfinite(within).any() else shift)))
-    low, high = (
-        float(bound[column]) - column for bound in (alignment.soft_low, alignment.soft_high)
-    )
+    column, shift = alignment.largest_shift
     return KeyNumber(
         "cka.shift",
         f"Largest shift, at layer {column}",
-        float(shift[column]),
+        shift,
         "layers",
         f"{alignment.samples:,} samples, {alignment.documents:,} documents",
-        *ends(low, high),
+        *ends(alignment.soft_low[column] - column, alignment.soft_high[column] - column),
         True,
     )
-
-
-def _reachable(alignment: Alignment) -> np.ndarray:
-    """Bool [C]: layers whose own index the soft alignment can take with even weights."""
-    layers = np.arange(len(alignment.soft_index))
-    return (layers >= alignment.soft_floor) & (layers <= alignment.soft_ceiling)

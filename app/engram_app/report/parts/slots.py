@@ -71,6 +71,8 @@ class Slots(Part):
         over = f"{load.tokens:,} n-grams of each order"
         unused = float(load.unused.sum() / load.table_rows.sum())
         hot = float(load.hot_share.mean())
+        quiet = {"headline": False}
+        reads = "Reads of the most read 1% of the rows"
         numbers = [
             KeyNumber(
                 "slots.dispersion",
@@ -79,16 +81,16 @@ class Slots(Part):
                 "1 for a uniform hash",
                 over,
             ),
-            KeyNumber("slots.unused", "Rows that are unused", unused, "share", over, None, None),
-            KeyNumber("slots.hot", "Reads of the most read 1% of the rows", hot, "share", over),
+            KeyNumber("slots.unused", "Rows that are unused", unused, "share", over, **quiet),
+            KeyNumber("slots.hot", reads, hot, "share", over, **quiet),
         ]
         ordinary = ~trace.special
         if trace.tenants is not None and ordinary.any():
-            tenants = float(trace.tenants[:, ordinary].mean())
+            shared, tenants = "Others in a row of the text", trace.tenants[:, ordinary].mean()
             numbers.append(
-                KeyNumber("slots.tenants", "Others in a row of the text", tenants, "n-grams", over)
+                KeyNumber("slots.tenants", shared, float(tenants), "n-grams", over, **quiet)
             )
-        return [numbers[0], *(_quiet(number) for number in numbers[1:])]
+        return numbers
 
     def alerts(self, results: Results) -> list[str]:
         load = _load(results)
@@ -101,12 +103,6 @@ class Slots(Part):
             f"In {outside} of {load.dispersion.size} heads the load of the rows is not spread as a "
             "uniform hash's."
         ]
-
-
-def _quiet(number: KeyNumber) -> KeyNumber:
-    from dataclasses import replace
-
-    return replace(number, headline=False)
 
 
 def _trace(results: Results) -> SlotTrace:

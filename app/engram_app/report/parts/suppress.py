@@ -101,7 +101,7 @@ class Suppress(Part):
             )
         ]
         for i, task in enumerate(result.tasks):
-            over, name = f"{result.items[i]:,} items", task.replace(", ", ".").replace(" ", "_")
+            over, name = f"{result.items[i]:,} items", _id(task)
             if np.isfinite(result.retained[i]):
                 numbers.append(
                     KeyNumber(
@@ -144,11 +144,16 @@ class Suppress(Part):
             return {}
         found = {"suppress.change": _mean_change(runs, seed)}
         for i, task in enumerate(runs[0].tasks):
-            name = task.replace(", ", ".").replace(" ", "_")
+            name = _id(task)
             found[f"suppress.{name}.change"] = _change(runs, i, seed)
             if all(np.isfinite(run.retained[i]) for run in runs):
                 found[f"suppress.{name}.retained"] = _retained(runs, i, seed)
         return found
+
+
+def _id(task: str) -> str:
+    """As it stands in the id of a key number."""
+    return task.replace(", ", ".").replace(" ", "_")
 
 
 def _suppression(results: Results) -> Suppression:
