@@ -91,8 +91,8 @@ class Stub:
 
     def __init__(self, tokenizer) -> None:
         config = SimpleNamespace(vocab_size=len(tokenizer))
-        model = SimpleNamespace(config=config, device="cpu")
-        self.subject = SimpleNamespace(model=model, context=64)
+        model = SimpleNamespace(device="cpu")
+        self.subject = SimpleNamespace(model=model, config=config, context=64)
 
     def measure(self, ids, measure):
         pattern = torch.zeros(2, len(ids), len(ids))
