@@ -8,7 +8,6 @@ from torch import Tensor
 from engram_kernels.backend import INTERPRETED, power_of_two
 from engram_kernels.mixing_forward import (
     PROGRAMS,
-    _append,
     _count,
     _divisor,
     _dot,
@@ -16,6 +15,7 @@ from engram_kernels.mixing_forward import (
     _sigmoid_gates,
     _softmax_matrix,
     _vector,
+    append,
 )
 
 
@@ -63,12 +63,12 @@ def mix_out_backward(
     sums = ()  # their gradients
     for index in tl.static_range(STREAMS):
         weight = tl.load(post + token * STREAMS + index, mask=live, other=0.0).to(tl.float32)
-        weights = _append(weights, weight)
-        sums = _append(sums, tl.zeros([TOKENS, LANES], tl.float32))
+        weights = append(weights, weight)
+        sums = append(sums, tl.zeros([TOKENS, LANES], tl.float32))
     for index in tl.static_range(SQUARE):
         weight = tl.load(comb + token * SQUARE + index, mask=live, other=0.0).to(tl.float32)
-        weights = _append(weights, weight)
-        sums = _append(sums, tl.zeros([TOKENS, LANES], tl.float32))
+        weights = append(weights, weight)
+        sums = append(sums, tl.zeros([TOKENS, LANES], tl.float32))
     for start in range(0, WIDTH, SPAN):
         place = start + tl.arange(0, SPAN)
         offset = token[:, None] * (STREAMS * WIDTH) + place[None, :]
@@ -79,10 +79,10 @@ def mix_out_backward(
         updated = ()
         for target in tl.static_range(STREAMS):
             tile = tl.load(grad + offset + target * WIDTH, mask=mask, other=0.0).to(tl.float32)
-            grads = _append(grads, tile)
+            grads = append(grads, tile)
             total += weights[target][:, None] * tile
             added = _lane_sums(written * tile, TOKENS, LANES, VECTOR)
-            updated = _append(updated, sums[target] + added)
+            updated = append(updated, sums[target] + added)
         tl.store(grad_out + single, total.to(grad_out.dtype.element_ty), mask=mask)
         for source in tl.static_range(STREAMS):
             tile = tl.load(x + offset + source * WIDTH, mask=mask, other=0.0).to(tl.float32)
@@ -90,7 +90,7 @@ def mix_out_backward(
             for target in tl.static_range(STREAMS):
                 total += weights[STREAMS + source * STREAMS + target][:, None] * grads[target]
                 added = _lane_sums(tile * grads[target], TOKENS, LANES, VECTOR)
-                updated = _append(updated, sums[STREAMS + source * STREAMS + target] + added)
+                updated = append(updated, sums[STREAMS + source * STREAMS + target] + added)
             tl.store(grad_x + offset + source * WIDTH, total.to(grad_x.dtype.element_ty), mask=mask)
         sums = updated
     for index in tl.static_range(STREAMS):
@@ -113,7 +113,7 @@ def _sinkhorn_backward(matrix, grad, eps, ITERATIONS: tl.constexpr):
         matrix *= (1 / rows)[:, :, None]
         columns = tl.sum(matrix, 1) + eps
         matrix *= (1 / columns)[:, None, :]
-        divisors = _append(_append(divisors, rows), columns)
+        divisors = append(append(divisors, rows), columns)
     grad *= matrix
     for round in tl.static_range(ITERATIONS - 1):
         grad -= tl.sum(grad, 1)[:, None, :] * matrix
@@ -175,7 +175,7 @@ def coefficients_backward(
         first = tile * step
         lanes = ()
         for _ in tl.static_range(STREAMS):
-            lanes = _append(lanes, tl.zeros([TOKENS, LANES], tl.float32))
+            lanes = append(lanes, tl.zeros([TOKENS, LANES], tl.float32))
         for start in range(0, WIDTH, SPAN):
             place = start + tl.arange(0, SPAN)
             address = grad + first * WIDTH + (token[:, None] * WIDTH + place[None, :])
@@ -185,7 +185,7 @@ def coefficients_backward(
             for stream in tl.static_range(STREAMS):
                 read = tl.load(address + stream * WIDTH, mask=mask, other=0.0).to(tl.float32)
                 added = _lane_sums(read * pulled, TOKENS, LANES, VECTOR)
-                updated = _append(updated, lanes[stream] + added)
+                updated = append(updated, lanes[stream] + added)
             lanes = updated
 
         root = tl.load(roots + first + token, mask=live, other=0.0)

@@ -11,7 +11,7 @@ PROGRAMS = 1056  # of kernels that walk over the tokens: eight to each of 132 mu
 
 
 @triton.jit
-def _append(items, item):
+def append(items, item):
     return items + (item,)
 
 
@@ -153,7 +153,7 @@ def mix_in_forward(
 
     pre = ()
     for stream in tl.static_range(STREAMS):
-        pre = _append(pre, _column(gates, column, stream) + hc_eps)
+        pre = append(pre, _column(gates, column, stream) + hc_eps)
     for piece in range(WIDTH // PIECE):  # backwards: what was read last is still in the cache
         place = WIDTH - (piece + 1) * PIECE + tl.arange(0, PIECE)
         offset = token[:, None] * LENGTH + place[None, :]
@@ -196,7 +196,7 @@ def mix_out_forward(
     streams = ()
     for source in tl.static_range(STREAMS):
         tile = tl.load(x + offset + source * WIDTH, mask=mask, other=0.0)
-        streams = _append(streams, tile.to(tl.float32))
+        streams = append(streams, tile.to(tl.float32))
     for target in tl.static_range(STREAMS):
         total = tl.zeros([TOKENS, SPAN], tl.float32)
         for source in tl.static_range(STREAMS):

@@ -12,8 +12,10 @@ import triton.language as tl
 from torch import Tensor
 
 from engram_kernels.backend import choose_backend, operator, power_of_two
+from engram_kernels.mixing_forward import append
 
-BLOCK, WARPS = 2048, 8
+BLOCK, WARPS = 1024, 8
+TINY = tl.constexpr(1.2e-38)  # float32 still has it at full precision
 
 
 class Comparison(NamedTuple):
@@ -24,6 +26,7 @@ class Comparison(NamedTuple):
     overlap: share of the final top tokens than which fewer than k tokens are likelier in q.
     top1, top1_prob: likeliest token of q, int64, and its probability.
     final_rank, final_prob: of the final likeliest token in q.
+    log_sum: ln of the sum of the layer's powers, by which its logits become ln q.
     """
 
     kl: Tensor
@@ -37,12 +40,13 @@ class Comparison(NamedTuple):
     top1_prob: Tensor
     final_rank: Tensor
     final_prob: Tensor
+    log_sum: Tensor
 
 
 def compare_logits(
     logits: Tensor,
     final: Tensor,
-    final_log_sum: Tensor,
+    final_log_sum: Tensor | None,
     targets: Tensor,
     final_top: Tensor,
     backend: str = "auto",
@@ -51,15 +55,16 @@ def compare_logits(
 
     Args:
         logits, final: [T, vocabulary], of one dtype.
-        final_log_sum: [T] `final.float().logsumexp(-1)`, the same for all layers.
+        final_log_sum: [T] `log_sum` of `final`, the same for all layers; None: `logits` is `final`.
         targets: [T] int64, the true next tokens.
         final_top: [T, k] int64, the k likeliest tokens of `final`, the likeliest first.
         backend: see `choose_backend`.
     """
     if choose_backend(backend, logits, final) == "triton":
         return _compare_triton(logits, final, final_log_sum, targets, final_top)
-    log = logits.float() - logits.float().logsumexp(-1, keepdim=True)
-    final_log = final.float() - final_log_sum[:, None]
+    log_sum = logits.float().logsumexp(-1)
+    log = logits.float() - log_sum[:, None]
+    final_log = final.float() - (log_sum if final_log_sum is None else final_log_sum)[:, None]
     probs, final_probs = log.exp(), final_log.exp()
     mixed = torch.special.entr((probs + final_probs) / 2).sum(-1)
     entropy, final_entropy = (-(p * q).sum(-1) for p, q in ((probs, log), (final_probs, final_log)))
@@ -78,15 +83,15 @@ def compare_logits(
         top1_prob=top.values[:, 0].exp(),
         final_rank=likelier[:, 1] + 1,
         final_prob=marked[:, 1].exp(),
+        log_sum=log_sum,
     )
 
 
 def _compare_triton(logits, final, final_log_sum, targets, final_top) -> Comparison:
     marks = torch.cat([targets[:, None], final_top], 1)
     k = final_top.shape[1]
-    sums, likelier, top1 = compare_triton(
-        logits.contiguous(), final.contiguous(), final_log_sum.float(), marks
-    )
+    known = None if final_log_sum is None else final_log_sum.float().contiguous()
+    sums, likelier, top1 = compare_triton(logits.contiguous(), final.contiguous(), known, marks)
     marked = logits.gather(1, marks).float() - sums[:, 4:5]
     return Comparison(
         kl=sums[:, 0],
@@ -100,6 +105,7 @@ def _compare_triton(logits, final, final_log_sum, targets, final_top) -> Compari
         top1_prob=(logits.gather(1, top1[:, None])[:, 0].float() - sums[:, 4]).exp(),
         final_rank=likelier[:, 1] + 1,
         final_prob=marked[:, 1].exp(),
+        log_sum=sums[:, 4],
     )
 
 
@@ -113,27 +119,31 @@ def _compare_kernel(
     likelier,
     top1,
     vocabulary,
+    SAME: tl.constexpr,
     MARKS: tl.constexpr,
-    PADDED: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
     """One token: log-sum, likeliest token and ranks in a first pass, divergences in a second."""
     token = tl.program_id(0).to(tl.int64)
     logits += token * vocabulary
     final += token * vocabulary
-    which = tl.arange(0, PADDED)
-    known = which < MARKS
-    marked = tl.load(marks + token * MARKS + which, mask=known, other=0)
-    at = tl.load(logits + marked, mask=known, other=float("inf")).to(tl.float32)
     columns = tl.arange(0, BLOCK)
+    # Each lane counts for itself: a sum over lanes in every step would take most of the time.
+    at, above = (), ()
+    for mark in tl.static_range(MARKS):
+        marked = tl.load(marks + token * MARKS + mark)
+        at = append(at, tl.load(logits + marked).to(tl.float32))
+        above = append(above, tl.zeros([BLOCK], tl.int32))
     largest = tl.full([BLOCK], float("-inf"), tl.float32)
     where = tl.zeros([BLOCK], tl.int32)
     total = tl.zeros([BLOCK], tl.float32)
-    above = tl.zeros([PADDED], tl.int32)
     for start in range(0, vocabulary, BLOCK):
         inside = start + columns < vocabulary
         z = tl.load(logits + start + columns, mask=inside, other=float("-inf")).to(tl.float32)
-        above += tl.sum((z[:, None] > at[None, :]).to(tl.int32), 0)
+        counted = ()
+        for mark in tl.static_range(MARKS):
+            counted = append(counted, above[mark] + (z > at[mark]).to(tl.int32))
+        above = counted
         larger = z > largest
         highest = tl.where(larger, z, largest)
         # Of a lane that has seen no token yet, -inf less -inf would be no number.
@@ -144,7 +154,9 @@ def _compare_kernel(
     peak = tl.max(largest, 0)
     first = tl.min(tl.where(largest == peak, where, vocabulary), 0)
     log_sum = peak + tl.log(tl.sum(total * tl.exp(largest - peak), 0))
-    final_sum = tl.load(final_log_sum + token)
+    final_sum = log_sum
+    if not SAME:
+        final_sum = tl.load(final_log_sum + token)
     kl = tl.zeros([BLOCK], tl.float32)
     reverse = tl.zeros([BLOCK], tl.float32)
     shared = tl.zeros([BLOCK], tl.float32)
@@ -157,7 +169,7 @@ def _compare_kernel(
         p = tl.where(inside, tl.exp(f), 0.0)
         half = (p + q) / 2
         # p ln p + q ln q less twice the mean's, term by term: no large sums are subtracted.
-        mean = tl.log(tl.maximum(half, 1e-38))
+        mean = tl.log(tl.maximum(half, TINY))
         kl += p * (f - z)
         reverse += q * (z - f)
         shared += p * (f - mean) + q * (z - mean)
@@ -167,30 +179,31 @@ def _compare_kernel(
     tl.store(sums + token * 5 + 2, tl.sum(shared, 0) / 2)
     tl.store(sums + token * 5 + 3, tl.sum(entropy, 0))
     tl.store(sums + token * 5 + 4, log_sum)
-    tl.store(likelier + token * MARKS + which, above.to(tl.int64), mask=known)
+    for mark in tl.static_range(MARKS):
+        tl.store(likelier + token * MARKS + mark, tl.sum(above[mark], 0).to(tl.int64))
     tl.store(top1 + token, first.to(tl.int64))
 
 
-def _launch(logits: Tensor, final: Tensor, final_log_sum: Tensor, marks: Tensor):
+def _launch(logits: Tensor, final: Tensor, final_log_sum: Tensor | None, marks: Tensor):
     made = _fake(logits, final, final_log_sum, marks)
     tokens, vocabulary = logits.shape
     if tokens:
         _compare_kernel[(tokens,)](
             logits,
             final,
-            final_log_sum,
+            marks if final_log_sum is None else final_log_sum,
             marks,
             *made,
             vocabulary,
+            SAME=final_log_sum is None,
             MARKS=marks.shape[1],
-            PADDED=power_of_two(marks.shape[1]),
             BLOCK=min(BLOCK, power_of_two(vocabulary)),
             num_warps=WARPS,
         )
     return made
 
 
-def _fake(logits: Tensor, final: Tensor, final_log_sum: Tensor, marks: Tensor):
+def _fake(logits: Tensor, final: Tensor, final_log_sum: Tensor | None, marks: Tensor):
     tokens = logits.shape[0]
     return (
         logits.new_empty(tokens, 5, dtype=torch.float32),
@@ -200,7 +213,7 @@ def _fake(logits: Tensor, final: Tensor, final_log_sum: Tensor, marks: Tensor):
 
 
 compare_triton = operator(
-    "compare_logits(Tensor logits, Tensor final, Tensor final_log_sum, Tensor marks)"
+    "compare_logits(Tensor logits, Tensor final, Tensor? final_log_sum, Tensor marks)"
     " -> (Tensor, Tensor, Tensor)",
     _launch,
     _fake,

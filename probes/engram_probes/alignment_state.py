@@ -189,7 +189,7 @@ def _with_sinks(
 def features(subject: Subject, block: Sequence[Picked]) -> np.ndarray:
     """Residual after every block at the positions looked at, [layers, samples, d] float32."""
     parts = []
-    for batch in batches(block, lambda picked: len(picked.ids)):
+    for batch in batches(block, lambda picked: len(picked.ids), subject.tokens_at_once):
         residuals = subject.residuals([picked.ids for picked in batch])
         positions = [picked.looked_at for picked in batch]
         row = np.repeat(np.arange(len(batch)), [len(places) for places in positions])

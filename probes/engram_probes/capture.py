@@ -16,7 +16,8 @@ from engram_model.errors import UsageError
 from engram_model.memories import Memory, Tap, memories_of, text_config
 from engram_probes.provenance import model_name
 
-TOKENS_AT_ONCE = 4096
+CPU_TOKENS, GPU_TOKENS = 4096, 65536  # most in a batch; on a GPU few leave it idle
+GPU_NUMBERS = 2**30  # most in the residuals of a batch
 FINAL_NORMS = ("norm", "ln_f", "final_layer_norm", "norm_f")
 
 
@@ -88,6 +89,14 @@ class Subject:
         """Of the language model."""
         return text_config(self.model)
 
+    @property
+    def tokens_at_once(self) -> int:
+        """Most tokens of a batch, padding included."""
+        if self.model.device.type == "cpu":
+            return CPU_TOKENS
+        numbers = (len(self.layers) + 1) * self.config.hidden_size  # a token
+        return max(CPU_TOKENS, min(GPU_TOKENS, GPU_NUMBERS // numbers))
+
     def encode(self, tokenizer, text: str) -> list[int]:
         """Ids of `<bos>` + text.
 
@@ -122,12 +131,12 @@ class Subject:
     def logits(self, ids: list[int]) -> Tensor:
         """One text -> [positions, vocabulary]."""
         with self._quiet():
-            return self.model(self._tensor([ids]), use_cache=False).logits[0]
+            return self.model(self.tensor([ids]), use_cache=False).logits[0]
 
     def run(self, ids: list[int]) -> None:
         """One text, for what listens."""
         with self._quiet():
-            self.model(self._tensor([ids]), use_cache=False, logits_to_keep=1)
+            self.model(self.tensor([ids]), use_cache=False, logits_to_keep=1)
 
     def residuals(self, batch: list[list[int]]) -> "Residuals":
         """Run a batch and keep the collapsed residual of every depth."""
@@ -150,7 +159,7 @@ class Subject:
             hooks.enter_context(
                 _removed(self.base.register_forward_hook(lambda _m, _a, out: last.append(out[0])))
             )
-            output = self.model(self._tensor(batch), use_cache=False, logits_to_keep=1)
+            output = self.model(self.tensor(batch), use_cache=False, logits_to_keep=1)
         return Residuals(depths, last[-1], output.logits[:, -1])
 
     @contextmanager
@@ -166,10 +175,12 @@ class Subject:
             if training:
                 self.model.train()
 
-    def _tensor(self, batch: list[list[int]]) -> Tensor:
-        longest = max(len(ids) for ids in batch)
-        padded = [ids + [0] * (longest - len(ids)) for ids in batch]
-        return torch.tensor(padded, device=self.model.device)
+    def tensor(self, batch: list[list[int]]) -> Tensor:
+        """Texts of any lengths -> [batch, longest], padded with 0."""
+        padded = np.zeros((len(batch), max(map(len, batch))), np.int64)
+        for row, ids in zip(padded, batch, strict=True):
+            row[: len(ids)] = ids
+        return torch.from_numpy(padded).to(self.model.device)
 
 
 @dataclass(frozen=True, eq=False)
@@ -280,7 +291,7 @@ def next_surprisal(log_probs: Tensor, ids: list[int]) -> np.ndarray:
     return found
 
 
-def batches(documents: Iterable, length: Callable, most: int = TOKENS_AT_ONCE) -> Iterator[list]:
+def batches(documents: Iterable, length: Callable, most: int) -> Iterator[list]:
     """Neighbouring documents, as many as fit into `most` tokens when padded; at least one."""
     batch: list = []
     longest = 0

@@ -17,7 +17,7 @@ from engram_probes.capture import Residuals, Subject
 from engram_probes.lens import METRICS, SETTLED
 
 Translate = Callable[[Tensor, int], Tensor]
-CPU_CHUNK, GPU_CHUNK = 2**20, 2**26  # numbers in a chunk of logits; 4 MB stay in a CPU's cache
+CPU_CHUNK, GPU_CHUNK = 2**20, 2**28  # numbers in a chunk of logits; 4 MB stay in a CPU's cache
 NEEDS_NEXT = ("rank", "log_rank", "log_prob")
 TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-8}  # of the largest logit; else:
 COARSE_TOLERANCE = 2e-2
@@ -100,15 +100,18 @@ def _chunk(
     subject: Subject, depths: list[Tensor], hidden: Tensor, following: Tensor, topk: int
 ) -> TokenValues:
     final = subject.head(hidden)
-    log_sum, final_top = final.float().logsumexp(-1), final.topk(topk).indices
+    final_top = final.topk(topk).indices
+    end = compare_logits(final, final, None, following, final_top)
     rows, holds, tops, probs = [], [], [], []
     difference = 0.0
     for index, depth in enumerate(depths):
         # The norm is computed anew at every depth; the final one's scale would be wrong there.
-        here = subject.head(subject.norm(depth))
-        if index == len(depths) - 1:
-            difference = _close(subject, here.float(), final.float())
-        found = compare_logits(here, final, log_sum, following, final_top)
+        normed, found = subject.norm(depth), end
+        if index < len(depths) - 1 or not torch.equal(normed, hidden):
+            here = subject.head(normed)
+            found = compare_logits(here, final, end.log_sum, following, final_top)
+            if index == len(depths) - 1:
+                difference = _close(subject, here.float(), final.float())
         values, held = _depth(found)
         rows.append(values)
         holds.append(held)

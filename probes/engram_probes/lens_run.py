@@ -48,7 +48,7 @@ def read_documents(
     sums, counts, single = [], [], {}
     stratum_sums, stratum_counts = [], []
     difference = 0.0
-    for batch in batches(reader, lambda one: len(one.ids)):
+    for batch in batches(reader, lambda one: len(one.ids), subject.tokens_at_once):
         texts = [one.ids for one in batch]
         chosen = [one.chosen for one in batch]
         residuals = subject.residuals(texts)

@@ -237,7 +237,7 @@ def capture(
     by_length = sorted(range(len(task.documents)), key=lambda i: len(task.documents[i].ids))
     residuals: dict[int, np.ndarray] = {}
     rows: dict[int, dict[int, np.ndarray]] = {layer: {} for layer in subject.memory_layers}
-    for batch in batches(by_length, lambda i: len(task.documents[i].ids)):
+    for batch in batches(by_length, lambda i: len(task.documents[i].ids), subject.tokens_at_once):
         ids = [task.documents[i].ids for i in batch]
         with _rows_read(subject) as kept:
             found = subject.residuals(ids)

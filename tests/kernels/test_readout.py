@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.spatial.distance import jensenshannon
-from scipy.special import log_softmax
+from scipy.special import log_softmax, logsumexp
 from scipy.stats import entropy
 
 from engram_kernels import compare_logits
@@ -15,7 +15,7 @@ from engram_kernels.readout import Comparison
 
 def compared(logits, final, targets, k, backend):
     top = final.float().topk(k).indices
-    log_sum = final.float().logsumexp(-1)
+    log_sum = compare_logits(final, final, None, targets, top, backend=backend).log_sum
     return compare_logits(logits, final, log_sum, targets, top, backend=backend)
 
 
@@ -66,6 +66,7 @@ def test_numbers_are_scipys(backend, device):
         "top1_prob": q.max(-1),
         "final_rank": 1 + (q > q[range(4), p.argmax(-1)][:, None]).sum(-1),
         "final_prob": q[range(4), p.argmax(-1)],
+        "log_sum": logsumexp(logits.astype(np.float64), axis=-1),
     }
     for name, value in expected.items():
         assert np.allclose(getattr(found, name).cpu(), value, atol=1e-5), name
@@ -77,6 +78,9 @@ def test_equal_logits_differ_by_nothing(backend, device):
     found = compared(logits, logits.clone(), logits.argmax(-1), 5, backend)
     for name in ("kl", "kl_reverse", "js"):
         assert getattr(found, name).abs().max() < 1e-5
+    same = compare_logits(logits, logits, None, logits.argmax(-1), logits.topk(5).indices, backend)
+    for name in Comparison._fields:
+        assert torch.allclose(getattr(same, name).float(), getattr(found, name).float(), atol=1e-5)
     assert (found.overlap == 1).all() and (found.rank == 1).all() and (found.final_rank == 1).all()
 
 
@@ -91,10 +95,10 @@ def test_ties_count_for_a_token(device):
 
 def test_compiles_for_an_h100(compile_ahead):
     signature = dict(
-        logits="*bf16", final="*bf16", final_log_sum="*fp32", marks="*i64",
+        logits="*fp32", final="*fp32", final_log_sum="*fp32", marks="*i64",
         sums="*fp32", likelier="*i64", top1="*i64", vocabulary="i32",
     )  # fmt: skip
-    constants = {"MARKS": 6, "PADDED": 8, "BLOCK": 2048}
+    constants = {"SAME": False, "MARKS": 6, "BLOCK": 1024}
     kernel = ("engram_kernels.readout", "_compare_kernel", signature, constants)
     aligned = [name for name in signature if name != "vocabulary"]
     [report] = compile_ahead([(*kernel, [*aligned, "vocabulary"], {"num_warps": 8})])

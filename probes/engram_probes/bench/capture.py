@@ -8,7 +8,7 @@ import torch
 from engram_model.bench.measure import Machine, Row
 from engram_model.modeling import EngramForCausalLM
 from engram_model.presets import preset_config
-from engram_probes.capture import TOKENS_AT_ONCE, Subject
+from engram_probes.capture import Subject
 
 LENGTH = 512
 # Experts a multiple of 8 wide, as grouped products on a GPU want; the second is only for a GPU.
@@ -19,22 +19,21 @@ def capture(machine: Machine) -> Iterator[Row]:
     """A batch as probes run it: engram-mini, and on a GPU one of 1,024 wide."""
     on_gpu = machine.device == "cuda"
     length = 32 if machine.quick else LENGTH
-    tokens = 2 * length if machine.quick else TOKENS_AT_ONCE
     for fields in ({}, LARGER) if on_gpu else ({},):
         torch.manual_seed(0)
         config = preset_config("engram-mini", **fields)
         model = EngramForCausalLM(config).to(machine.device)
         model = model.to(torch.bfloat16 if on_gpu else torch.float32).eval()
+        subject = Subject.of(model)
+        tokens = 2 * length if machine.quick else subject.tokens_at_once
         ids = torch.randint(3, config.vocab_size, (tokens // length, length)).tolist()
-        yield _capture(machine, Subject.of(model), ids)
+        yield _capture(machine, subject, ids)
 
 
 def _capture(machine: Machine, subject: Subject, batch: list[list[int]]) -> Row:
-    tensor = torch.tensor(batch, device=subject.model.device)
-
     @torch.inference_mode()
     def forward():
-        return subject.model(tensor, use_cache=False, logits_to_keep=1).logits[:, -1]
+        return subject.model(subject.tensor(batch), use_cache=False, logits_to_keep=1).logits[:, -1]
 
     functions = {"ours": lambda: subject.residuals(batch), "forward alone": forward}
     kept = functions["ours"]()
