@@ -155,7 +155,12 @@ def _check(result: AttributionPatching) -> go.Figure:
                 y=float32(result.exact[at]),
                 mode="markers",
                 name=NAMES.get(kind, kind),
-                marker={"color": COLOURS[kind], "size": 5, "opacity": 0.7},
+                marker={
+                    "color": COLOURS[kind],
+                    "symbol": "x-thin-open" if kind == "row" else "circle",  # `rows` in its colour
+                    "size": 5,
+                    "opacity": 0.7,
+                },
                 hovertemplate="estimate %{x:.2f}, exact %{y:.2f}<extra></extra>",
             )
         )

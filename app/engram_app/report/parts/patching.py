@@ -39,7 +39,7 @@ class Patching(Part):
     target: str = ""
     against: str = ""
     data: str = "world:"
-    items: Count = 6
+    items: Count = 12
     direction: Literal["denoising", "noising"] = "denoising"
     steps: Count = 4
     heads: bool = False

@@ -20,7 +20,7 @@ from engram_app.report.parts.base import (
 )
 from engram_probes.contexts import RowContexts
 
-BEFORE, AFTER = 24, 12  # characters around a read that a table shows
+BEFORE = 16  # characters before a read that a table shows
 UNITS = {"contribution": "of the residual", "gate": "gate"}
 
 
@@ -174,11 +174,10 @@ def _figure(result: RowContexts) -> Figure:
 
 
 def _text(result: RowContexts, row: int) -> str:
-    """Around the strongest read, its token in brackets; more is in tables/rows.csv."""
+    """The end of the strongest read, its token in brackets; more is in tables/rows.csv."""
     if not result.token[row]:
         return "–"
-    before, after = result.before[row][0], result.after[row][0]
-    return f"{before[-BEFORE:]}[{result.token[row][0]}]{after[:AFTER]}"
+    return f"{result.before[row][0][-BEFORE:]}[{result.token[row][0]}]"
 
 
 def _short(result: RowContexts, row: int) -> str:
