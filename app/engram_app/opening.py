@@ -76,6 +76,23 @@ def open_documents(spec: str, most: int) -> list[dict]:
     return list(islice(iter_documents(spec), most))
 
 
+def open_pairs(spec: str | None, tokenizer: Any, most: int, seed: int) -> list[Any]:
+    """At most `most` pairs of questions about the people of a world; None: of `world:`.
+
+    Raises:
+        UsageError: another corpus.
+    """
+    from engram_model.corpora import parse
+    from engram_model.tasks import world_pairs
+    from engram_model.world import parse_spec
+
+    spec = spec or "world:"
+    parts = parse(spec)
+    if len(parts) != 1 or parts[0].kind != "world":
+        raise UsageError(f"--data {spec}: give a world:, or pairs of your own")
+    return world_pairs(parse_spec(spec).world(), tokenizer, most, seed)
+
+
 def sample_documents(spec: str, most: int, seed: int) -> list[dict]:
     """At most `most` documents drawn from the whole of a corpus, in random order.
 

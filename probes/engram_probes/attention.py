@@ -126,6 +126,11 @@ class AttentionPatterns(Result):
     def conditions(self) -> tuple[str, ...]:
         return (INTACT, *self.changes)
 
+    @property
+    def after(self) -> list[int]:
+        """Places of the layers from the first memory on."""
+        return [i for i, layer in enumerate(self.layers) if layer >= min(self.memory_layers)]
+
     def score(self, name: str) -> int:
         """Place of a score.
 
@@ -165,8 +170,7 @@ class AttentionPatterns(Result):
     def _changed(self) -> str:
         if not self.changes:
             return ""
-        near = self.score("near")
-        after = [i for i, layer in enumerate(self.layers) if layer >= min(self.memory_layers)]
+        near, after = self.score("near"), self.after
         parts = [
             f"{self.layer_change[c, near, after].mean():+.3f} when {CHANGES[name]}"
             for c, name in enumerate(self.changes)

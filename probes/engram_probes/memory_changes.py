@@ -7,23 +7,24 @@ memory adds there, in a random direction, or along what it adds to another token
 
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from engram_model.errors import UsageError
-from engram_probes.suppression import HOWS
+from engram_probes.suppression import HOWS, How
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from engram_probes.capture import Subject, Tap
 
+Change = Literal[How, "noise", "other"]
 CONTROLS = {
     "noise": "a random vector as large as what the memory adds is added",
     "other": "what the memory adds to another token, as large as its own, is taken away",
 }
 CHANGES = {**HOWS, **CONTROLS}
 INTACT = "intact"
-DEFAULT = ("zero", "noise", "other", "shuffle")
+DEFAULT: tuple[Change, ...] = ("zero", "noise", "other", "shuffle")
 
 
 class MemoryChanges:

@@ -129,6 +129,11 @@ class ExpertRouting(Result):
     def experts(self) -> int:
         return self.load.shape[1]
 
+    @property
+    def after(self) -> list[int]:
+        """Places of the layers from the first memory on."""
+        return [i for i, layer in enumerate(self.layers) if layer >= min(self.memory_layers)]
+
     def together_over_chance(self) -> np.ndarray:
         """How often two experts are chosen together over how often their loads alone would have it,
         [L, E, E]; NaN on the diagonal and for experts that no token chose."""
@@ -187,23 +192,16 @@ class ExpertRouting(Result):
             return ""
         parts = [self._kept(change) for change in range(len(self.changes))]
         return (
-            f". A token keeps of its experts, over layers from {min(self._after())} on: "
-            f"{'; '.join(parts)}; by chance {self.chance[0, 0, self._places()].mean():.0%}"
+            f". A token keeps of its experts, over layers from {min(self.memory_layers)} on: "
+            f"{'; '.join(parts)}; by chance {self.chance[0, 0, self.after].mean():.0%}"
         )
 
     def _kept(self, change: int) -> str:
-        kept = self.kept[change, 0, self._places()]
+        kept = self.kept[change, 0, self.after]
         return (
             f"{kept.mean():.0%} ({kept.min():.0%} to {kept.max():.0%}) when "
             f"{CHANGES[self.changes[change]]}"
         )
-
-    def _after(self) -> list[int]:
-        """Layers that the first memory comes before."""
-        return [layer for layer in self.layers if layer >= min(self.memory_layers)]
-
-    def _places(self) -> list[int]:
-        return [self.layers.index(layer) for layer in self._after()]
 
     def to_frame(self) -> "pandas.DataFrame":
         """One row for each change, group and layer; one a layer for a model without a memory."""

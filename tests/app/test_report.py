@@ -13,9 +13,10 @@ from safetensors.numpy import load_file
 
 import engram_probes as ep
 from engram_app.report import write_report
-from engram_app.report.parts import NAMES
+from engram_app.report.parts import DEFAULT, NAMES
 from engram_app.report.parts.lens import Lens
-from engram_app.report.plain import safe, title
+from engram_app.report.plain import safe, shown, title
+from engram_app.report.spec import compose
 from engram_model.errors import UsageError
 
 DOCS = Path(__file__).parents[2] / "docs"
@@ -27,15 +28,26 @@ SMALL = {  # the least that a part can be measured with
     "attribute": {"text": "The harbour", "draws": 10},
     "slots": {"text": "The harbour master"},
     "lens": {"positions": 1000, "by": "frequency"},
+    "routing": {"permutations": 5, "changes": ["zero", "noise"]},
+    "attention": {"sequences": 3, "length": 10},
+    "patching": {
+        "text": "The harbour master of Varnholm counts the",
+        "corrupted": "The harbour master of Ostrava counts the",
+        "target": " boats",
+        "against": " wheel",
+        "steps": 2,
+        "draws": 3,
+    },
+    "rows": {"top": 2, "controls": 3},
 }
 FAST = {"probes": ["lens"], "data": DATA}
 
 
 @pytest.fixture(scope="module")
 def report(pair, tmp_path_factory):
-    """Folder of a report of the tiny pair."""
+    """Folder of a report of the tiny pair, with every part there is."""
     out = tmp_path_factory.mktemp("reports") / "pair"
-    words = dict(twin=str(pair / "plain"), data=DATA, tokens=4000, options=SMALL)
+    words = dict(twin=str(pair / "plain"), data=DATA, tokens=4000, probes=NAMES, options=SMALL)
     # The tiny models differ in streams and weights, not in depth.
     page = write_report(str(pair / "memory"), out, command="engram report x", **words)
     assert page == out / "report.html"
@@ -84,6 +96,7 @@ def test_results_open_without_the_model(report, document):
     assert kinds == {
         *("gates", "lens", "lens-difference", "cka", "gate-profile"),
         *("suppress", "linear", "slots", "row-load", "attribution"),
+        *("routing", "attention", "patch", "row-contexts"),
     }
 
 
@@ -131,6 +144,9 @@ def test_figures_cannot_end_their_script(html):
     assert "<" not in data
     names = {"gates", "gate-groups", "gate-auc", "lens", "lens-strata", "cka", "slots", "row-load"}
     names |= {"suppress-retained", "suppress-log_prob", "linear", "attribute"}
+    names |= {f"routing-{view}" for view in ("kept", "mechanism", "load", "information")}
+    names |= {f"attention-{view}" for view in ("near", "previous", "repeated")}
+    names |= {"patching", "patching-nodes", "patching-check", "rows"}
     assert set(json.loads(data)) == names
 
 
@@ -155,10 +171,21 @@ def test_sections_have_their_key_numbers(document):
     for name in (
         *("gates.mean", "gates.auc", "lens.kl", "lens.settling", "cka.shift", "suppress.change"),
         *("suppress.copy.change", "linear.kind.accuracy", "slots.dispersion", "attribute.memory"),
+        *("routing.kept.zero", "routing.chance", "routing.evenness", "routing.information"),
+        *("attention.near", "attention.near.twin", "attention.near.zero", "attention.induction"),
+        *("patching.gap", "patching.strongest", "patching.memory", "patching.memory.beyond"),
+        *("patching.correlation", "rows.strongest", "rows.mean", "rows.control", "rows.apart"),
     ):
         assert name in numbers
     labels = [value["value"] for name, value in numbers.items() if name.startswith("gates.auc.")]
     assert numbers["gates.auc"]["value"] == pytest.approx(np.mean(labels))
+
+
+def test_small_numbers_keep_their_digits():
+    number = {"value": -0.0042, "low": -0.31, "difference": True}
+    assert shown(number) == "\N{MINUS SIGN}0.004" and shown(number, "low") == "\N{MINUS SIGN}0.310"
+    assert shown({"value": 21.125, "difference": False}) == "21.12"
+    assert shown({"value": 0.0, "difference": True}) == "+0.00"
 
 
 def test_names_are_escaped(pair, tmp_path):
@@ -298,6 +325,31 @@ def test_checks_of_a_config(engram, pair, tmp_path):
         ("[gate-profile]\nk = 1", "[gate-profile] has no option 'k'; it has no options"),
         ("[lens]\npositions = '4Q'", "'4Q' is no number of tokens"),
         ("[lens]\nby = 1", "[lens] by = 1: use one of '', 'mechanism'"),
+        ("[lens]\ntuned = 1", "[lens] tuned = 1 is no bool"),
+        ("[lens]\ntuned = true", "lens cannot be measured: no tuned lens in"),
+        ("[routing]\nchanges = ['off']", "use one of 'zero', 'rows_zero'"),
+        ("[routing]\npermutations = 0", "[routing] permutations = 0: use 1 or more"),
+        ("[attention]\nheads = 2", "[attention] has no option 'heads'; its options are changes,"),
+        (
+            "probes = ['attention']\n[attention]\nlength = 1",
+            "attention cannot be measured: sequences=20, length=1: both at least 2",
+        ),
+        ("[patching]\ndirection = 'up'", "use one of 'denoising', 'noising'"),
+        ("[patching]\nheads = 1", "[patching] heads = 1 is no bool"),
+        (
+            "probes = ['patching']\n[patching]\ntext = 'one'",
+            "patching cannot be measured: text and corrupted go together",
+        ),
+        (
+            "probes = ['patching']\n[patching]\ntarget = ' boats'",
+            "patching cannot be measured: target and against go with text",
+        ),
+        (
+            "probes = ['patching']\n[patching]\ndata = 'world: + world:?seed=1'",
+            "patching cannot be measured: --data world: + world:?seed=1: give a world:",
+        ),
+        ("probes = ['rows']\n[rows]\nslots = '1'", "rows cannot be measured: "),
+        ("probes = ['rows']\n[rows]\nby = 'size'", "use one of 'contribution', 'gate'"),
         ("probes = ['cka']", "cka cannot be measured: it compares two models and no twin was"),
         (
             "probes = ['attribute']\n[attribute]\ntarget = 'two words'",
@@ -310,6 +362,15 @@ def test_configs_that_cannot_be_understood(engram, pair, tmp_path, text, message
     config.write_text(text)
     code, _, err = engram("report", pair / "memory", "--config", config, "--out", tmp_path / "out")
     assert code == 2 and message in err.splitlines()[-1] and not (tmp_path / "out").exists()
+
+
+def test_parts_on_request_take_a_name_or_a_table():
+    parts, asked = compose(None, {})
+    assert tuple(part.name for part in parts) == DEFAULT and not asked
+    parts, asked = compose(None, {"rows": {"top": 2}, "lens": {}})
+    assert [part.name for part in parts] == [*DEFAULT, "rows"] and asked == {"rows", "lens"}
+    parts, asked = compose(["rows", "routing"], {})
+    assert [part.name for part in parts] == ["routing", "rows"] and asked == {"rows", "routing"}
 
 
 def test_default_parts_that_do_not_apply_are_named(engram, corpus, pair, tmp_path):

@@ -26,7 +26,9 @@ def report(
     seed: Annotated[int | None, typer.Option(help="Of every random choice; else 0.")] = None,
     probes: Annotated[
         str | None,
-        typer.Option(metavar="NAME,...", help="What to measure; else all that applies."),
+        typer.Option(
+            metavar="NAME,...", help="What to measure; else those of the default that apply."
+        ),
     ] = None,
     config: Annotated[
         Path | None,

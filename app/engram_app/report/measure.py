@@ -70,13 +70,13 @@ class Measured:
         return [stage.section.finding for stage in ranked]
 
     def alerts(self) -> list[str]:
-        """What a reader must know before believing the numbers."""
+        """What a reader must know before believing the numbers, each once."""
         said = list(self.left_out)
         for stage in self.stages:
             said += [*stage.notes, *stage.part.alerts(stage.results)]
         if len(self.provenance.models) == 1:
             said.append("No twin was given: nothing here says what the memory changed.")
-        return [*said, ONE_SEED]
+        return list(dict.fromkeys([*said, ONE_SEED]))
 
 
 def measure(spec: Spec, command: str, work: Path) -> Measured:
@@ -119,7 +119,8 @@ def _open(spec: Spec) -> Inputs:
     model, tokenizer = open_model(spec.checkpoint)
     twin = open_model(spec.twin)[0] if spec.twin else None
     documents, tokens = _corpus(spec, tokenizer)
-    return Inputs(model, twin, tokenizer, documents, tokens, spec.seed)
+    checkpoints = tuple(name for name in (spec.checkpoint, spec.twin) if name)
+    return Inputs(model, twin, tokenizer, checkpoints, documents, tokens, spec.seed)
 
 
 def _corpus(spec: Spec, tokenizer: Any) -> tuple[list[dict], int]:
@@ -182,14 +183,15 @@ def _leave_out(
 
 def _stage(part: Part, inputs: Inputs, came: Provenance, kept: Kept) -> Stage:
     """Measure a part, or open what an earlier run measured of it."""
-    found = kept.find(part)
+    depends = part.depends(inputs)
+    found = kept.find(part, depends)
     if found is not None:
         say(f"{part.name}: kept from the run that was stopped")
         return Stage(part, *found)
     started, own = time.monotonic(), replace(inputs, notes=[])
     results = {name: _with_origin(r, came) for name, r in part.measure(own).items()}
     stage = Stage(part, results, round(time.monotonic() - started, 2), own.notes)
-    kept.keep(part, stage.results, stage.seconds, stage.notes)
+    kept.keep(part, depends, stage.results, stage.seconds, stage.notes)
     return stage
 
 

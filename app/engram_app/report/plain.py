@@ -15,9 +15,10 @@ def title(report: dict[str, Any]) -> str:
 
 
 def shown(number: dict[str, Any], field: str = "value") -> str:
-    """With a sign where the number is a difference, and a true minus."""
+    """With a sign where the number is a difference, and a true minus; small ones to more places."""
     sign = "+" if number["difference"] else ""
-    return format(number[field], f"{sign}.2f").replace("-", "\N{MINUS SIGN}")
+    places = 2 if number["value"] == 0 or abs(number["value"]) >= 0.1 else 3
+    return format(number[field], f"{sign}.{places}f").replace("-", "\N{MINUS SIGN}")
 
 
 def interval(number: dict[str, Any]) -> str:

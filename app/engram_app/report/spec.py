@@ -45,7 +45,8 @@ class Spec:
     Attributes:
         tokens: most tokens of the corpus to read; the last document is read whole.
         parts: in the order of the page.
-        asked: names of the parts that were asked for by name; the others are the default's.
+        asked: names of the parts that were asked for, in `probes` or by a table of options; the
+            others are the default's.
     """
 
     checkpoint: str
@@ -92,12 +93,14 @@ def read_config(file: Path) -> dict[str, Any]:
 def compose(
     probes: Iterable[str] | None, options: Mapping[str, Mapping[str, Any]]
 ) -> tuple[tuple[Part, ...], frozenset[str]]:
-    """The parts with their options, and the names of those that were asked for by name.
+    """The parts with their options, and the names of those that were asked for.
+
+    Without `probes`: those that a report has by default, and those that have options.
 
     Raises:
         UsageError: no such probe or option, or a value that it cannot have.
     """
-    names = DEFAULT if probes is None else tuple(dict.fromkeys(probes))
+    names = (*DEFAULT, *options) if probes is None else tuple(dict.fromkeys(probes))
     for name in (*names, *options):
         if name not in NAMES:
             raise UsageError(f"no probe {name!r}; there are {', '.join(NAMES)}")
@@ -139,7 +142,7 @@ def _value(said: str, hint: Any, value: Any) -> Any:
         values = value if isinstance(value, list | tuple) else [value]
         return tuple(_value(said, get_args(hint)[0], one) for one in values)
     kind, least = (int, 1) if hint == Count else (hint, 0)
-    if not isinstance(value, kind) or isinstance(value, bool):
+    if not isinstance(value, kind) or isinstance(value, bool) is not (kind is bool):
         raise UsageError(f"{said} is no {kind.__name__}")
     if kind is int and value < least:
         raise UsageError(f"{said}: use {least} or more")

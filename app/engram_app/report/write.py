@@ -49,7 +49,8 @@ def write_report(
         data: a corpus; default the synthetic world's valid split.
         tokens: most tokens of it to read.
         seed: of every random choice.
-        probes: what to measure; default all that the models and the corpus allow.
+        probes: what to measure; else those of the default that the models and the corpus allow,
+            and those that have options.
         options: probe -> its options, see docs/report.md.
         checks: limits of key numbers, such as "lens.settling < 0"; see docs/report.md.
         force: replace a folder that holds something other than a report.

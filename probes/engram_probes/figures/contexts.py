@@ -50,8 +50,8 @@ def contexts_figure(result: RowContexts) -> go.Figure:
     figure.update_xaxes(title={"text": said}, rangemode="tozero")
     title = "Where rows speak loudest"
     alt = (
-        f"Points by row of the table. {title}: {result.by} of each row's strongest reads, mean of "
-        f"all its reads and of random rows of its head, with 95% intervals. {result.summary()}"
+        f"Points by row of the table, {len(places)} rows. {title}: {result.by} of each row's "
+        "strongest reads, mean of all its reads and of random rows of its head, with 95% intervals."
     )
     figure = finish(figure, title, alt, heatmap_height(len(places)) + 60)
     legend = {"y": -0.18, "yanchor": "top", "x": 0, "xanchor": "left"}

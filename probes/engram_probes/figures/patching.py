@@ -155,7 +155,12 @@ def _check(result: AttributionPatching) -> go.Figure:
                 y=float32(result.exact[at]),
                 mode="markers",
                 name=NAMES.get(kind, kind),
-                marker={"color": COLOURS[kind], "size": 5, "opacity": 0.7},
+                marker={
+                    "color": COLOURS[kind],
+                    "symbol": "x-thin-open" if kind == "row" else "circle",  # `rows` in its colour
+                    "size": 5,
+                    "opacity": 0.7,
+                },
                 hovertemplate="estimate %{x:.2f}, exact %{y:.2f}<extra></extra>",
             )
         )
@@ -168,7 +173,11 @@ def _check(result: AttributionPatching) -> go.Figure:
         f"Estimates and exact effects: correlation {agreement['correlation']:.2f}, "
         f"largest error {agreement['largest_error']:.1f} logits"
     )
-    alt = f"Scatter plot of {int(known.sum()):,} measured effects by estimate. {result.summary()}"
+    alt = (
+        f"Scatter plot of {int(known.sum()):,} measured effects by their estimates, in colours of "
+        f"kinds of nodes, with the line where both are equal: the correlation is "
+        f"{agreement['correlation']:.2f}, the slope {agreement['slope']:.2f}."
+    )
     finish(figure, title, alt, 520)
     figure.update_layout(legend={"y": -0.18, "yanchor": "top", "x": 0, "xanchor": "left"})
     return figure
@@ -184,6 +193,8 @@ def _title(result: AttributionPatching, what: str) -> str:
 
 def _alt(result: AttributionPatching, what: str, kind: str) -> str:
     rows, places = len(result.nodes), len(result.places)
+    values, [(node, place)] = result.mean(what), result.strongest(1, what)
     return (
-        f"{kind} of effects ({TOLD[what]}) of {rows} nodes at {places} places. {result.summary()}"
+        f"{kind} of effects ({TOLD[what]}) of {rows} nodes at {places} places, logits; largest "
+        f"{values[node, place]:+.2f}, of {result.nodes[node]} at {result.places[place]}."
     )

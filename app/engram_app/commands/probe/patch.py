@@ -6,7 +6,7 @@ import typer
 
 from engram_app.commands.probe.common import Checkpoint, Json, Out, Seed, check, plain, show
 from engram_app.console import command_line, progress
-from engram_app.opening import open_model
+from engram_app.opening import open_model, open_pairs
 from engram_model.errors import UsageError
 
 
@@ -53,7 +53,7 @@ def patch(
 
     given = _given(text, corrupted, target, against, pairs, data)
     model, tokenizer = open_model(checkpoint)
-    given = given or [_world_pairs(data, tokenizer, items, seed)]
+    given = given or [open_pairs(data, tokenizer, items, seed)]
     with progress("patching", "runs") as update:
         result = attribution_patching(
             model,
@@ -85,18 +85,6 @@ def _given(text, corrupted, target, against, pairs, data) -> list[Any]:
     from engram_model.tasks import read_pairs
 
     return [read_pairs(pairs)]
-
-
-def _world_pairs(data: str | None, tokenizer, items: int, seed: int) -> list[Any]:
-    from engram_model.corpora import parse
-    from engram_model.tasks import world_pairs
-    from engram_model.world import parse_spec
-
-    spec = data or "world:"
-    parts = parse(spec)
-    if len(parts) != 1 or parts[0].kind != "world":
-        raise UsageError(f"--data {spec}: give a world:, or --pairs FILE")
-    return world_pairs(parse_spec(spec).world(), tokenizer, items, seed)
 
 
 def _rows(result) -> list:

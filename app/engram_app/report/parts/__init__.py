@@ -13,9 +13,14 @@ _HOME = {  # name in `probes` -> module and class, in the order of the page
     "linear": "linear.Linear",
     "slots": "slots.Slots",
     "attribute": "attribute.Attribute",
+    "routing": "routing.Routing",
+    "attention": "attention.Attention",
+    "patching": "patching.Patching",
+    "rows": "rows.Rows",
 }
 NAMES = tuple(_HOME)
-DEFAULT = NAMES  # what a report has unless told otherwise
+ON_REQUEST = ("routing", "attention", "patching", "rows")  # all parts would take too long
+DEFAULT = tuple(name for name in NAMES if name not in ON_REQUEST)
 
 
 def part_class(name: str) -> type[Part]:

@@ -22,6 +22,7 @@ Results = dict[str, Result]  # by the name of their folder
 Tokens = Annotated[int, "tokens"]  # an option that may be written "4K"; 0: all
 Count = Annotated[int, "count"]  # an option that is 1 or more
 Interval = tuple[float, float, float]  # estimate, low, high
+FEW_DOCUMENTS = 30
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,7 @@ class Inputs:
 
     Attributes:
         model, twin, tokenizer: opened; twin is None if there is none.
+        checkpoints: what the model, and the twin, were opened from.
         documents: what the corpus probes read, whole documents.
         tokens: how many tokens they have.
         seed: of every random choice.
@@ -39,6 +41,7 @@ class Inputs:
     model: Any
     twin: Any
     tokenizer: Any
+    checkpoints: tuple[str, ...]
     documents: list[dict]
     tokens: int
     seed: int
@@ -47,6 +50,12 @@ class Inputs:
     @property
     def size(self) -> str:
         return f"{self.tokens:,} tokens of {len(self.documents):,} documents"
+
+    def first(self, most: int) -> str:
+        """As `size`, of those that read `most` tokens; 0: all."""
+        if not most or most >= self.tokens:
+            return self.size
+        return f"about the first {most:,} of {self.size}"
 
     @property
     def names(self) -> list[str]:
@@ -77,6 +86,11 @@ class KeyNumber:
     high: float | None = None
     difference: bool = False
     headline: bool = True
+
+    @property
+    def undecided(self) -> bool:
+        """Whether its interval holds zero."""
+        return self.low is not None and self.high is not None and self.low <= 0 <= self.high
 
 
 @dataclass(frozen=True)
@@ -153,6 +167,10 @@ class Part:
             return "it compares two models and no twin was given"
         return ""
 
+    def depends(self, inputs: Inputs) -> list[str]:
+        """Checksums of what it reads besides the models and the corpus."""
+        return []
+
     def size(self, inputs: Inputs) -> str:
         """What will be read, in words."""
         raise NotImplementedError
@@ -183,6 +201,13 @@ class Part:
     def overlaid(self, first: Results, second: Results) -> list[Figure]:
         """Figures with both runs in them; without any, those of each stand side by side."""
         return []
+
+
+def few_documents(documents: int) -> list[str]:
+    """An alert where intervals draw from few; in the same words from every part."""
+    if documents >= FEW_DOCUMENTS:
+        return []
+    return [f"Little text: intervals draw from {documents:,} documents only."]
 
 
 def ends(low: float, high: float) -> tuple[float | None, float | None]:

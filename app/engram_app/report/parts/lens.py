@@ -1,11 +1,12 @@
 """The logit lens over the corpus, of the model and of its twin."""
 
 from dataclasses import dataclass
-from typing import Any, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import numpy as np
 
 from engram_app.report.parts.base import (
+    FEW_DOCUMENTS,
     Count,
     Figure,
     Inputs,
@@ -19,18 +20,21 @@ from engram_app.report.parts.base import (
     ends,
     table,
 )
-from engram_model.errors import UsageError
+from engram_model.errors import EngramError, UsageError
 from engram_probes.bootstrap import divide, interval
 from engram_probes.lens import LogitLens
 from engram_probes.lens_difference import LensDifference
 
-FEW_DOCUMENTS, FEW_POSITIONS = 30, 2000
+if TYPE_CHECKING:
+    from engram_probes import TunedLens
+
+FEW_POSITIONS = 2000
 
 
 @dataclass(frozen=True)
 class Lens(Part):
     """positions: drawn from all; 0: all. by: curves apart, see `logit_lens`. topk: of the overlap
-    of the likeliest tokens."""
+    of the likeliest tokens. tuned: through the tuned lens that is saved with each checkpoint."""
 
     name = "lens"
     title = "When the prediction is settled"
@@ -40,6 +44,35 @@ class Lens(Part):
     positions: Tokens = 4000
     by: Literal["", "mechanism", "frequency", "position"] = ""
     topk: Count = 5
+    tuned: bool = False
+
+    def unfit(self, inputs: Inputs) -> str:
+        try:
+            self._translators(inputs)
+        except EngramError as error:
+            return str(error)
+        return super().unfit(inputs)
+
+    def depends(self, inputs: Inputs) -> list[str]:
+        return [tuned.sha256 for tuned in self._translators(inputs) if tuned is not None]
+
+    def _translators(self, inputs: Inputs) -> "list[TunedLens | None]":
+        """The tuned lens of the model and of its twin; None: the plain one.
+
+        Raises:
+            CheckpointError, UsageError: a checkpoint has none, or one of other weights.
+        """
+        from engram_model.checkpoint import find_checkpoint
+        from engram_probes import TunedLens
+
+        if not self.tuned:
+            return [None, None]
+        found: list[TunedLens | None] = []
+        for model, name in zip((inputs.model, inputs.twin), inputs.checkpoints, strict=False):
+            tuned = TunedLens.load(find_checkpoint(name))
+            tuned.check(model)
+            found.append(tuned)
+        return found
 
     def _share(self, inputs: Inputs) -> float:
         return min(1.0, self.positions / inputs.tokens) if self.positions else 1.0
@@ -47,15 +80,17 @@ class Lens(Part):
     def size(self, inputs: Inputs) -> str:
         share = self._share(inputs)
         twice = ", for the model and for its twin" if inputs.twin is not None else ""
+        through = ", through tuned lenses" if self.tuned else ""
         if share == 1:
-            return f"{inputs.size}{twice}"
-        return f"about {self.positions:,} positions drawn from {inputs.size}{twice}"
+            return f"{inputs.size}{twice}{through}"
+        return f"about {self.positions:,} positions drawn from {inputs.size}{twice}{through}"
 
     def measure(self, inputs: Inputs) -> Results:
-        lens = self._lens(inputs, inputs.model, "the model")
+        translators = self._translators(inputs)
+        lens = self._lens(inputs, inputs.model, translators[0], "the model")
         if inputs.twin is None:
             return {"lens": lens}
-        twin = self._lens(inputs, inputs.twin, "its twin")
+        twin = self._lens(inputs, inputs.twin, translators[1], "its twin")
         if twin.depths != lens.depths:
             inputs.notes.append(
                 "Difference of the lenses: the models have other numbers of blocks."
@@ -63,7 +98,9 @@ class Lens(Part):
             return {"lens": lens, "lens-twin": twin}
         return {"lens": lens, "lens-twin": twin, "lens-difference": lens.minus(twin, inputs.seed)}
 
-    def _lens(self, inputs: Inputs, model: Any, what: str) -> LogitLens:
+    def _lens(
+        self, inputs: Inputs, model: Any, translators: "TunedLens | None", what: str
+    ) -> LogitLens:
         from engram_probes import logit_lens
 
         with inputs.bar(f"lens of {what}", "documents") as update:
@@ -74,6 +111,7 @@ class Lens(Part):
                 topk=self.topk,
                 share=self._share(inputs),
                 by=self.by or None,
+                translators=translators,
                 seed=inputs.seed,
                 progress=update,
             )
@@ -83,7 +121,7 @@ class Lens(Part):
         return Section(
             finding=(difference or lens).summary(),
             method=(
-                "After every block the residual is read as if it were the last: streams collapsed "
+                f"After every block the residual is {_read(lens)}: streams collapsed "
                 "by the model's own head, the final norm recomputed, the unembedding applied. "
                 "KL(final || layer) is in nats. A token is settled at the first depth from which "
                 "its top prediction stays the final one. Position 0 and special tokens are left "
@@ -91,8 +129,7 @@ class Lens(Part):
                 f"model's logits by {lens.max_difference:.1g} at most."
             ),
             caveats=[
-                "The lens reads early layers in the final layer's basis; a high KL there may be a "
-                "change of basis and not ignorance.",
+                _caveat(lens),
                 f"{lens.positions:,} tokens of {lens.documents:,} documents"
                 + (
                     f", {lens.provenance.settings['share']:.0%} of their positions drawn by seed."
@@ -108,17 +145,18 @@ class Lens(Part):
         over = f"{lens.positions:,} tokens, {lens.documents:,} documents"
         half = lens.depths // 2
         value, low, high = (float(curve[half]) for curve in lens.curve("kl"))
-        name = f"KL to the final prediction after {half} blocks"
+        through = " (tuned lens)" if lens.translators else ""
+        name = f"KL to the final prediction after {half} blocks{through}"
         numbers = [KeyNumber("lens.kl", name, value, "nats", over, *ends(low, high))]
         value, low, high = _settling(lens, lens.provenance.seed or 0)
-        name = f"Settling depth of {lens.model}"
+        name = f"Settling depth of {lens.model}{through}"
         of_ends = ends(low, high)
         numbers.append(
             KeyNumber("lens.depth", name, value, "blocks", over, *of_ends, headline=False)
         )
         if difference is not None:
             value, low, high = (float(number) for number in difference.settling)
-            name = f"Settling depth, less that of {difference.other}"
+            name = f"Settling depth, less that of {difference.other}{through}"
             of_ends = ends(low, high)
             numbers.append(KeyNumber("lens.settling", name, value, "blocks", over, *of_ends, True))
         return numbers
@@ -172,6 +210,25 @@ class Lens(Part):
 
 def _lens(results: Results) -> LogitLens:
     return cast(LogitLens, results["lens"])
+
+
+def _read(lens: LogitLens) -> str:
+    """How a residual is made one that the head can read."""
+    if lens.translators is None:
+        return "read as if it were the last"
+    return "translated by the tuned lens (an affine map trained for its depth) and then read"
+
+
+def _caveat(lens: LogitLens) -> str:
+    if lens.translators is None:
+        return (
+            "The lens reads early layers in the final layer's basis; a high KL there may be a "
+            "change of basis and not ignorance."
+        )
+    return (
+        "A tuned lens is trained to predict what the model will: it tells what can be read at a "
+        "depth, and not that the model reads it there."
+    )
 
 
 def _difference(results: Results) -> LensDifference | None:
