@@ -16,6 +16,9 @@ from engram_kernels.mixing_forward import append
 
 BLOCK, WARPS = 1024, 8
 TINY = tl.constexpr(1.2e-38)  # float32 still has it at full precision
+LEAST = tl.constexpr(-1e30)  # below all logits; less itself it is a number, as -inf is not
+BITS = tl.constexpr(1.4426950408889634)  # in a nat
+NATS = tl.constexpr(0.6931471805599453)  # in a bit
 
 
 class Comparison(NamedTuple):
@@ -134,7 +137,7 @@ def _compare_kernel(
         marked = tl.load(marks + token * MARKS + mark)
         at = append(at, tl.load(logits + marked).to(tl.float32))
         above = append(above, tl.zeros([BLOCK], tl.int32))
-    largest = tl.full([BLOCK], float("-inf"), tl.float32)
+    largest = tl.full([BLOCK], LEAST, tl.float32)
     where = tl.zeros([BLOCK], tl.int32)
     total = tl.zeros([BLOCK], tl.float32)
     for start in range(0, vocabulary, BLOCK):
@@ -146,14 +149,12 @@ def _compare_kernel(
         above = counted
         larger = z > largest
         highest = tl.where(larger, z, largest)
-        # Of a lane that has seen no token yet, -inf less -inf would be no number.
-        shift = tl.where(highest == float("-inf"), 0.0, highest)
-        total = total * tl.exp(largest - shift) + tl.exp(z - shift)
+        total = total * tl.exp2((largest - highest) * BITS) + tl.exp2((z - highest) * BITS)
         where = tl.where(larger, start + columns, where)
         largest = highest
     peak = tl.max(largest, 0)
     first = tl.min(tl.where(largest == peak, where, vocabulary), 0)
-    log_sum = peak + tl.log(tl.sum(total * tl.exp(largest - peak), 0))
+    log_sum = peak + tl.log(tl.sum(total * tl.exp2((largest - peak) * BITS), 0))
     final_sum = log_sum
     if not SAME:
         final_sum = tl.load(final_log_sum + token)
@@ -163,21 +164,22 @@ def _compare_kernel(
     entropy = tl.zeros([BLOCK], tl.float32)
     for start in range(0, vocabulary, BLOCK):
         inside = start + columns < vocabulary
-        z = tl.load(logits + start + columns, mask=inside, other=0.0).to(tl.float32) - log_sum
-        f = tl.load(final + start + columns, mask=inside, other=0.0).to(tl.float32) - final_sum
-        q = tl.where(inside, tl.exp(z), 0.0)
-        p = tl.where(inside, tl.exp(f), 0.0)
+        z = tl.load(logits + start + columns, mask=inside, other=0.0).to(tl.float32)
+        f = tl.load(final + start + columns, mask=inside, other=0.0).to(tl.float32)
+        z, f = (z - log_sum) * BITS, (f - final_sum) * BITS
+        q = tl.where(inside, tl.exp2(z), 0.0)
+        p = tl.where(inside, tl.exp2(f), 0.0)
         half = (p + q) / 2
         # p ln p + q ln q less twice the mean's, term by term: no large sums are subtracted.
-        mean = tl.log(tl.maximum(half, TINY))
+        mean = tl.log2(tl.maximum(half, TINY))
         kl += p * (f - z)
         reverse += q * (z - f)
         shared += p * (f - mean) + q * (z - mean)
         entropy -= q * z
-    tl.store(sums + token * 5, tl.sum(kl, 0))
-    tl.store(sums + token * 5 + 1, tl.sum(reverse, 0))
-    tl.store(sums + token * 5 + 2, tl.sum(shared, 0) / 2)
-    tl.store(sums + token * 5 + 3, tl.sum(entropy, 0))
+    tl.store(sums + token * 5, tl.sum(kl, 0) * NATS)
+    tl.store(sums + token * 5 + 1, tl.sum(reverse, 0) * NATS)
+    tl.store(sums + token * 5 + 2, tl.sum(shared, 0) * NATS / 2)
+    tl.store(sums + token * 5 + 3, tl.sum(entropy, 0) * NATS)
     tl.store(sums + token * 5 + 4, log_sum)
     for mark in tl.static_range(MARKS):
         tl.store(likelier + token * MARKS + mark, tl.sum(above[mark], 0).to(tl.int64))

@@ -112,6 +112,7 @@ def _chunk(
             found = compare_logits(here, final, end.log_sum, following, final_top)
             if index == len(depths) - 1:
                 difference = _close(subject, here.float(), final.float())
+            del here  # before there are those of the next depth
         values, held = _depth(found)
         rows.append(values)
         holds.append(held)
