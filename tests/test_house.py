@@ -254,3 +254,64 @@ PAGES = sorted(
 def test_links_lead_somewhere(page):
     targets = re.findall(r"\]\((?!https?://)([^)#\s]+)[^)]*\)", page.read_text())
     assert [target for target in targets if not (page.parent / target).exists()] == []
+
+
+def test_findings_state_the_saved_probes():
+    """The numbers of "What only these probes show", each from its result."""
+    import engram_probes as ep
+
+    results = ROOT / "docs/results"
+    opened = {
+        name: ep.load_result(results / name)
+        for name in (
+            *("lens-tuned-mini", "lens-tuned-mini/twin", "lens-tuned-mini/difference", "lens-mini"),
+            *("gates-frequency", "patching-mini", "cka-second"),
+            *("attention-mini", "attention-nano", "attention-seeds"),
+        )
+    }
+    text = (ROOT / "docs/findings.md").read_text().split("## What only these probes show")[1]
+    text = text.split("## ")[0].replace("−", "-")
+
+    rows = ("lens-tuned-mini", "`engram-mini`"), ("lens-tuned-mini/twin", "`moe-mini`")
+    for name, title in rows:
+        kl = opened[name].mean[opened[name].metrics.index("kl")]
+        assert f"{title} | " + " | ".join(f"{value:.2f}" for value in kl[:-1]) in text
+    apart = opened["lens-tuned-mini/difference"]
+    kl = apart.metrics.index("kl")
+    assert " | ".join(f"{value:.2f}" for value in apart.difference[kl, :-1]) in text
+    assert (apart.low[kl, :-1] * apart.high[kl, :-1] > 0).all()  # every one beyond its interval
+    for stratum, depth in (("copy", 4), ("copy", 5), ("fact", 5), ("ngram", 5)):
+        for name in ("lens-tuned-mini", "lens-tuned-mini/twin"):
+            lens = opened[name]
+            kl = lens.stratum_mean[lens.strata.index(stratum), lens.metrics.index("kl"), depth]
+            assert f"{kl:.2f}" in text or f"{kl:.1f}" in text
+    later, low, high = apart.settling
+    assert f"{-later:.2f} earlier by the tuned one ({low:.2f} to {high:.2f})" in text
+    assert f"embedding) is {opened['lens-mini'].curve('kl')[0][0]:.0f} nats" in text
+
+    gates = (
+        opened["gates-frequency"]
+        .correlations_frame()
+        .set_index(["order", "load", "variable", "measure"])
+    )
+    for variable in ("count", "load"):
+        found = gates.loc[(3, "reads", variable, "gate")]
+        *most, last = (f"{value:.2f}" for value in found.partial)
+        assert f"{', '.join(most)} and {last}" in text
+
+    patched = opened["patching-mini"].to_frame().set_index(["node", "place"])
+    memory = patched.loc[("1_engram_out", "end of change")]
+    attention = patched.loc[("3_attn_out", "last")]
+    assert f"{memory.exact:.1f} logits ({memory.exact_low:.1f} to {memory.exact_high:.1f})" in text
+    assert f"same logits by {memory.exact_null:.1f}" in text
+    beyond = memory.exact_beyond, memory.exact_beyond_low, memory.exact_beyond_high
+    assert "{:.1f} ({:.2f} to {:.1f}), undecided".format(*beyond) in text
+    beyond = attention.exact_beyond, attention.exact_beyond_low, attention.exact_beyond_high
+    assert "{:.1f} ({:.1f} to {:.1f})".format(*beyond) in text
+
+    for name in ("attention-mini", "attention-nano", "attention-seeds"):
+        said = re.search(r"differs from [\w-]+'s by -([\d.]+)", opened[name].summary())
+        assert said and said[1] in text
+    opinions = [f"{value:.1f}" for value in opened["cka-second"].second_soft[:, 3]]
+    stated = "5.4 by nearest neighbours, 5.2 by Procrustes, 5.3 by RSA"
+    assert re.findall(r"\d\.\d", stated) == opinions and stated in " ".join(text.split())
