@@ -280,11 +280,15 @@ def test_findings_state_the_saved_probes():
     kl = apart.metrics.index("kl")
     assert " | ".join(f"{value:.2f}" for value in apart.difference[kl, :-1]) in text
     assert (apart.low[kl, :-1] * apart.high[kl, :-1] > 0).all()  # every one beyond its interval
-    for stratum, depth in (("copy", 4), ("copy", 5), ("fact", 5), ("ngram", 5)):
-        for name in ("lens-tuned-mini", "lens-tuned-mini/twin"):
-            lens = opened[name]
-            kl = lens.stratum_mean[lens.strata.index(stratum), lens.metrics.index("kl"), depth]
-            assert f"{kl:.2f}" in text or f"{kl:.1f}" in text
+    ours, twin = (opened[name] for name, _ in rows)
+    for stratum, lens, depth, other, there, stated in (
+        ("copy", twin, 4, twin, 5, "from {:.2f} to {:.2f}"),
+        ("fact", ours, 5, twin, 5, "({:.2f} against {:.2f} at depth 5)"),
+        ("ngram", ours, 5, twin, 5, "({:.2f} against {:.2f})"),
+    ):
+        place = lens.strata.index(stratum), lens.metrics.index("kl")
+        values = lens.stratum_mean[place][depth], other.stratum_mean[place][there]
+        assert stated.format(*values) in text
     later, low, high = apart.settling
     assert f"{-later:.2f} earlier by the tuned one ({low:.2f} to {high:.2f})" in text
     assert f"embedding) is {opened['lens-mini'].curve('kl')[0][0]:.0f} nats" in text
