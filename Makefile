@@ -34,3 +34,4 @@ clean:
 
 notebook: setup
 	PYTHONWARNINGS='ignore:IProgress not found' $(BIN)/jupyter-execute --inplace docs/first_look.ipynb
+	$(BIN)/python tests/app/test_notebook_page.py

@@ -319,3 +319,26 @@ def test_findings_state_the_saved_probes():
     opinions = [f"{value:.1f}" for value in opened["cka-second"].second_soft[:, 3]]
     stated = "5.4 by nearest neighbours, 5.2 by Procrustes, 5.3 by RSA"
     assert re.findall(r"\d\.\d", stated) == opinions and stated in " ".join(text.split())
+
+
+PROBES = sorted((ROOT / "docs/probes").glob("*.md"))
+
+
+@pytest.mark.parametrize("page", PROBES, ids=lambda page: page.stem)
+def test_page_of_a_probe_is_whole(page):
+    """A question, controls, pitfalls, a figure with a text beside it; and it is found."""
+    text = page.read_text()
+    assert re.match(r"# .+\n\n\*[^*]+\*\n", text), "a title, then the question in italics"
+    assert re.search(r"\bcontrols?\b|\bchance\b", text, re.IGNORECASE)
+    assert re.search(r"^(\*\*)?Pitfalls\b", text, re.MULTILINE)
+    assert re.search(r"!\[[^\]]{10,}\]\(\.\./images/[\w-]+\.png\)", text)
+    assert f"](probes/{page.name})" in (ROOT / "docs/probes.md").read_text()
+
+
+def test_figures_of_the_pages_are_small_and_all_shown():
+    images = ROOT / "docs/images"
+    shown = set(re.findall(r"images/([\w-]+\.png)", "".join(page.read_text() for page in PAGES)))
+    assert shown == {image.name for image in images.iterdir()}
+    for name in shown - {"overview.png"}:
+        content = (images / name).read_bytes()
+        assert int.from_bytes(content[16:20]) == 900 and len(content) < 120_000, name

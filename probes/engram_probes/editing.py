@@ -36,7 +36,7 @@ class Edit(Result):
         touched_kl: mean KL(before || after) of the next-token prediction there, nats, [rows]; NaN
             where there are none.
         others, others_kl: positions that share no edited row, and the mean KL there: 0 but for what
-            attention carries on from touched ones.
+            attention carries on from touched ones; None where there are none.
         documents: of the corpus read; 0 for none.
     """
 
@@ -72,7 +72,7 @@ class Edit(Result):
     touched: np.ndarray
     touched_kl: np.ndarray
     others: int
-    others_kl: float
+    others_kl: float | None
     documents: int
 
     def facts(self) -> dict[str, Any]:
@@ -96,9 +96,10 @@ class Edit(Result):
             number = int(self.touched.sum())
             kl = float(np.nansum(self.touched * np.nan_to_num(self.touched_kl)) / max(1, number))
             total = number + self.others
+            elsewhere = "" if self.others_kl is None else f" (elsewhere {self.others_kl:.4f})"
             said += (
                 f"; {number:,} of {total:,} other positions share a row, where the prediction "
-                f"moved by {kl:.3f} nats (elsewhere {self.others_kl:.4f})"
+                f"moved by {kl:.3f} nats{elsewhere}"
             )
         return f"{said}."
 
@@ -125,7 +126,7 @@ class Edit(Result):
             {
                 "shared_rows": [0, *range(1, len(self.touched) + 1)],
                 "positions": [self.others, *self.touched],
-                "kl": [self.others_kl, *self.touched_kl],
+                "kl": np.array([self.others_kl, *self.touched_kl], float),
             }
         )
 

@@ -208,7 +208,7 @@ class Spill:
     touched: np.ndarray
     touched_kl: np.ndarray
     others: int
-    others_kl: float
+    others_kl: float | None
     documents: int
     corpus: dict[str, Any] | None
 
@@ -221,7 +221,7 @@ def spill_over(
     counts, sums = np.zeros(size + 1, np.int64), np.zeros(size + 1)
     if texts is None:
         nothing = np.full(size, np.nan)
-        return Spill(counts[1:], nothing, 0, float("nan"), 0, None)
+        return Spill(counts[1:], nothing, 0, None, 0, None)
     documents = Documents(texts, max_documents)
     for document in documents:
         ids = encode(tokenizer, document["text"])[: subject.context]
@@ -231,7 +231,7 @@ def spill_over(
         sums += np.bincount(shared[usual], kl[usual], minlength=size + 1)
     means = divide(sums, counts)
     return Spill(
-        counts[1:], means[1:], int(counts[0]), float(means[0]),
+        counts[1:], means[1:], int(counts[0]), float(means[0]) if counts[0] else None,
         documents.read, documents.description(),
     )  # fmt: skip
 

@@ -122,12 +122,14 @@ def test_through_a_bridge_as_from_the_model(engram, tokenizer, texts):
     np.testing.assert_array_equal(bridged.touched, plain.touched)
 
 
-def test_place_of_an_edit(engram, tokenizer):
+def test_place_of_an_edit(engram, tokenizer, tmp_path):
     result, patch = editing.edit(engram, tokenizer, PROMPT, ANSWER, at="Varnholm", steps=2)
     whole = ep.gate_map(engram, tokenizer, PROMPT)
     end = len(tokenizer(PROMPT[: PROMPT.index(" counts")], add_special_tokens=False)["input_ids"])
     assert patch.slots[0].tolist() == np.unique(whole.slots[0, end]).tolist()
-    assert "".join(result.at).endswith("lm") and np.isnan(result.others_kl)
+    assert "".join(result.at).endswith("lm") and result.others_kl is None
+    reopened = ep.load_result(result.save(tmp_path))  # without texts nothing is known of others
+    assert reopened.others_kl is None and np.isnan(reopened.spill_frame()["kl"]).all()
     with pytest.raises(UsageError, match="'Paris' is not in the prompt"):
         editing.edit(engram, tokenizer, PROMPT, ANSWER, at="Paris")
 

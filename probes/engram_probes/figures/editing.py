@@ -24,8 +24,8 @@ def edit_figure(result: Edit) -> go.Figure:
             hovertemplate=f"{name}: %{{x:.2f}} nats<extra></extra>",
         )
     names = [escaped(("… " if len(p) > LONGEST else "") + p[-LONGEST:]) for p in result.prompts]
-    figure.update_yaxes(tickvals=places, ticktext=names, autorange="reversed")
+    figure.update_yaxes(tickvals=places, ticktext=names, autorange="reversed", automargin=True)
     figure.update_xaxes(title={"text": f"log-probability of “{escaped(result.answer)}” (nats)"})
     alt = f"Pairs of bars for {len(names)} prompts. {result.summary()}"
-    figure = finish(figure, "What the edit did", alt, heatmap_height(len(names)))
-    return figure.update_layout(margin={"l": 320})
+    title = f"Before and after {result.rows} rows of {escaped(result.model)} were edited"
+    return finish(figure, title, alt, heatmap_height(len(names)))

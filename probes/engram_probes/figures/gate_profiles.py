@@ -172,6 +172,10 @@ def correlations_figure(result: GateProfile, measure: str) -> go.Figure:
         means = found[0][order, loads, variables, index].mean((-1, -2))
         parts = zip(names, means, strict=True)
         said.append(f"{n}-gram: " + ", ".join(f"{name} {mean:+.2f}" for name, mean in parts))
+    figure.add_scatter(  # a shape has no place in the legend
+        x=[None], y=[None], mode="markers", name="rows of other hashes",
+        marker={"color": "#bbb", "symbol": "square", "size": 12},
+    )  # fmt: skip
     figure.add_hline(y=0, line={"dash": "dot", "color": "#888"})
     figure.update_xaxes(tickvals=list(range(len(places))), ticktext=names)
     figure.update_yaxes(title={"text": "partial rank correlation"}, col=1)

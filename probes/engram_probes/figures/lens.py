@@ -105,7 +105,9 @@ def difference_figure(result: LensDifference, what: str) -> go.Figure:
     """Above both curves, below their difference, each with its interval."""
     unit, name = METRICS[what]
     index = result.metrics.index(what)
-    figure = make_subplots(rows=2, cols=1, shared_xaxes=True, row_heights=[0.6, 0.4])
+    figure = make_subplots(
+        rows=2, cols=1, shared_xaxes=True, row_heights=[0.6, 0.4], vertical_spacing=0.06
+    )
     for i, model in enumerate((result.model, result.other)):
         curve = (result.means[i, index], result.means_low[i, index], result.means_high[i, index])
         add_curve(figure, *curve, model, CATEGORICAL[i], row=1)

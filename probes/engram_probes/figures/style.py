@@ -31,7 +31,7 @@ def finish(figure: go.Figure, title: str, alt: str, height: int = 420) -> go.Fig
 
 
 def heatmap_height(rows: int) -> int:
-    return int(np.clip(180 + ROW * rows, 260, 900))
+    return int(np.clip(180 + ROW * rows, 300, 900))
 
 
 def peak(values: np.ndarray, special: np.ndarray) -> tuple[int, int]:
