@@ -265,7 +265,7 @@ def test_findings_state_the_saved_probes():
         name: ep.load_result(results / name)
         for name in (
             *("lens-tuned-mini", "lens-tuned-mini/twin", "lens-tuned-mini/difference", "lens-mini"),
-            *("gates-frequency", "patching-mini", "cka-second"),
+            *("gates-frequency", "patching-mini", "cka-second", "linear-mini"),
             *("attention-mini", "attention-nano", "attention-seeds"),
         )
     }
@@ -312,6 +312,16 @@ def test_findings_state_the_saved_probes():
     assert "{:.1f} ({:.2f} to {:.1f}), undecided".format(*beyond) in text
     beyond = attention.exact_beyond, attention.exact_beyond_low, attention.exact_beyond_high
     assert "{:.1f} ({:.1f} to {:.1f})".format(*beyond) in text
+
+    read = opened["linear-mini"].to_frame().query("metric == 'accuracy'")
+    best = read.loc[read.groupby("source").value.idxmax()].set_index("source")
+    for source, stated in (
+        ("engram-mini", "{:.0f}% right from depth 5 of `engram-mini` ({:.0f} to {:.0f};"),
+        ("moe-mini", "{:.0f}% at best from `moe-mini` ({:.0f} to {:.0f})"),
+        ("rows of layer 1", "give {:.0f}% ({:.0f} to {:.0f})"),
+    ):
+        row = best.loc[source, ["value", "low", "high"]].astype(float) * 100
+        assert stated.format(*row) in text
 
     for name in ("attention-mini", "attention-nano", "attention-seeds"):
         said = re.search(r"differs from [\w-]+'s by -([\d.]+)", opened[name].summary())

@@ -124,8 +124,10 @@ def lens_peer(machine: Machine) -> Iterator[Row]:
         "TransformerLens": lambda: _theirs(bridge, ids[:length]),
     }
     ours, theirs = (function() for function in functions.values())
-    difference = float((ours - theirs).abs().max())
+    *apart, ranks = (ours - theirs).abs().amax((1, 2)).tolist()
+    difference = max(apart)
     assert difference < 1e-3, f"the sides differ by {difference:.1e}"
+    assert ranks <= 1, f"ranks differ by {ranks:.0f}"  # by 1: logits that are almost equal
     long = _ours(subject, ids)
     assert torch.isfinite(long).all()
     held = (layers + 1) * vocabulary * 4 / 1e9
