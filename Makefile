@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 REPORT ?= reports/mini
 
-.PHONY: report explore test lint setup notebook clean
+.PHONY: report explore test lint setup schema notebook clean
 
 setup: $(READY)
 
@@ -31,6 +31,9 @@ test: setup lint
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
+
+schema: setup
+	$(BIN)/python -c "import json; from engram_probes.schema import result_schema; print(json.dumps(result_schema(), indent=1))" > docs/result.schema.json
 
 notebook: setup
 	PYTHONWARNINGS='ignore:IProgress not found' $(BIN)/jupyter-execute --inplace docs/first_look.ipynb

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 SCHEMA = 1
 JSON_FILE, ARRAYS_FILE = "result.json", "arrays.safetensors"
-_CLASSES = {
+KINDS = {
     "attention": "attention.AttentionPatterns",
     "attribution": "attribution.Attribution",
     "edit": "editing.Edit",
@@ -147,6 +147,12 @@ class Result:
         return card(self)
 
 
+def result_class(kind: str) -> type[Result]:
+    """The class of the results of a kind."""
+    module, name = KINDS[kind].split(".")
+    return getattr(import_module(f"engram_probes.{module}"), name)
+
+
 def load_result(path: str | Path) -> Result:
     """Open what `save` wrote, as the class that was saved.
 
@@ -164,12 +170,11 @@ def read_result(folder: Path, files: tuple[str, str]) -> Result:
     document = _read_json(folder, json_file)
     try:
         content = (folder / arrays_file).read_bytes()
-        module, name = _CLASSES[document["kind"]].split(".")
+        kind = result_class(document["kind"])
         if hashlib.sha256(content).hexdigest() != document["arrays_sha256"]:
             raise CheckpointError(
                 f"{folder / arrays_file} is damaged: its checksum is not the one in {json_file}"
             )
-        kind = getattr(import_module(f"engram_probes.{module}"), name)
         arrays: dict[str, Any] = dict.fromkeys(kind.axes)
         return kind(
             **{**arrays, **load(content)},
@@ -189,7 +194,7 @@ def _read_json(folder: Path, name: str) -> dict[str, Any]:
         ) from None
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{folder / name} cannot be read: {error}") from error
-    if not isinstance(document, dict) or document.get("kind") not in _CLASSES:
+    if not isinstance(document, dict) or document.get("kind") not in KINDS:
         raise CheckpointError(f"{folder / name} is not the result of a probe")
     if document.get("schema") != SCHEMA:
         raise CheckpointError(

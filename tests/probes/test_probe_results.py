@@ -4,12 +4,17 @@ import json
 import subprocess
 import sys
 from dataclasses import fields
+from pathlib import Path
 
+import jsonschema
 import numpy as np
 import pytest
 
 import engram_probes as ep
 from engram_model.errors import CheckpointError
+from engram_probes.schema import result_schema
+
+DOCS = Path(__file__).parents[2] / "docs"
 
 
 @pytest.fixture(
@@ -50,6 +55,31 @@ def test_round_trip_is_exact(result, tmp_path):
         if field.name not in result.axes:
             assert getattr(opened, field.name) == getattr(result, field.name), field.name
     assert opened.to_frame().equals(result.to_frame())
+
+
+def test_json_keeps_to_the_published_schema(result, tmp_path):
+    schema = json.loads((DOCS / "result.schema.json").read_text())
+    document = json.loads((result.save(tmp_path) / result.files[0]).read_text())
+    jsonschema.validate(document, schema)
+    for wrong in ({**document, "fields": {}}, {**document, "kind": "row"}):
+        with pytest.raises(jsonschema.ValidationError):
+            jsonschema.validate(wrong, schema)
+
+
+def test_published_schema_is_that_of_the_classes():
+    """`make schema` writes it."""
+    published = json.loads((DOCS / "result.schema.json").read_text())
+    jsonschema.Draft202012Validator.check_schema(published)
+    assert published == json.loads(json.dumps(result_schema()))
+    kept = [
+        *(DOCS / "results").rglob("result.json"),
+        *(DOCS.parent / "checkpoints").rglob("tuned_lens.json"),
+    ]
+    assert len(kept) > 30
+    for path in kept:
+        document = json.loads(path.read_text())
+        of_kind = {**published["$defs"][document["kind"]], "$defs": published["$defs"]}
+        jsonschema.validate(document, of_kind)
 
 
 def test_opens_without_torch(gates, tmp_path):
