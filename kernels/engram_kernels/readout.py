@@ -11,10 +11,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from engram_kernels.backend import choose_backend, operator, power_of_two
+from engram_kernels.backend import INTERPRETED, choose_backend, operator, power_of_two
 from engram_kernels.mixing_forward import append
 
 BLOCK, WARPS = 1024, 8
+SPAN = 512  # tokens of which the largest logit is found first
 TINY = tl.constexpr(1.2e-38)  # float32 still has it at full precision
 LEAST = tl.constexpr(-1e30)  # below all logits; less itself it is a number, as -inf is not
 BITS = tl.constexpr(1.4426950408889634)  # in a nat
@@ -44,6 +45,23 @@ class Comparison(NamedTuple):
     final_rank: Tensor
     final_prob: Tensor
     log_sum: Tensor
+
+
+def top_tokens(logits: Tensor, k: int) -> Tensor:
+    """Ids of the k largest logits of each token, the largest first: [T, vocabulary] -> [T, k].
+
+    They are in the k spans of the vocabulary with the largest maxima, which are found in one pass
+    where `torch.topk` makes several.
+    """
+    vocabulary = logits.shape[1]
+    spans = vocabulary // SPAN
+    if spans <= k:
+        return logits.topk(k).indices
+    first = torch.arange(vocabulary, device=logits.device)
+    rest = first[spans * SPAN :].expand(len(logits), -1)
+    largest = logits[:, : spans * SPAN].unflatten(1, (spans, SPAN)).amax(-1).topk(k).indices
+    ids = torch.cat([(largest[..., None] * SPAN + first[:SPAN]).flatten(1), rest], 1)
+    return ids.gather(1, logits.gather(1, ids).topk(k).indices)
 
 
 def compare_logits(
@@ -113,6 +131,16 @@ def _compare_triton(logits, final, final_log_sum, targets, final_top) -> Compari
 
 
 @triton.jit
+def _log2(x, EXACT: tl.constexpr):
+    """Of normal numbers, to 2^-22. The exact one is a polynomial of twenty instructions."""
+    if EXACT:
+        return tl.log2(x)
+    return tl.inline_asm_elementwise(
+        "lg2.approx.ftz.f32 $0, $1;", "=f,f", [x], dtype=tl.float32, is_pure=True, pack=1
+    )
+
+
+@triton.jit
 def _compare_kernel(
     logits,
     final,
@@ -125,6 +153,7 @@ def _compare_kernel(
     SAME: tl.constexpr,
     MARKS: tl.constexpr,
     BLOCK: tl.constexpr,
+    EXACT: tl.constexpr,
 ):
     """One token: log-sum, likeliest token and ranks in a first pass, divergences in a second."""
     token = tl.program_id(0).to(tl.int64)
@@ -136,7 +165,7 @@ def _compare_kernel(
     for mark in tl.static_range(MARKS):
         marked = tl.load(marks + token * MARKS + mark)
         at = append(at, tl.load(logits + marked).to(tl.float32))
-        above = append(above, tl.zeros([BLOCK], tl.int32))
+        above = append(above, tl.zeros([BLOCK], tl.float32))
     largest = tl.full([BLOCK], LEAST, tl.float32)
     where = tl.zeros([BLOCK], tl.int32)
     total = tl.zeros([BLOCK], tl.float32)
@@ -145,7 +174,7 @@ def _compare_kernel(
         z = tl.load(logits + start + columns, mask=inside, other=float("-inf")).to(tl.float32)
         counted = ()
         for mark in tl.static_range(MARKS):
-            counted = append(counted, above[mark] + (z > at[mark]).to(tl.int32))
+            counted = append(counted, above[mark] + (z > at[mark]).to(tl.float32))
         above = counted
         larger = z > largest
         highest = tl.where(larger, z, largest)
@@ -171,7 +200,7 @@ def _compare_kernel(
         p = tl.where(inside, tl.exp2(f), 0.0)
         half = (p + q) / 2
         # p ln p + q ln q less twice the mean's, term by term: no large sums are subtracted.
-        mean = tl.log2(tl.maximum(half, TINY))
+        mean = _log2(tl.maximum(half, TINY), EXACT)
         kl += p * (f - z)
         reverse += q * (z - f)
         shared += p * (f - mean) + q * (z - mean)
@@ -200,6 +229,7 @@ def _launch(logits: Tensor, final: Tensor, final_log_sum: Tensor | None, marks: 
             SAME=final_log_sum is None,
             MARKS=marks.shape[1],
             BLOCK=min(BLOCK, power_of_two(vocabulary)),
+            EXACT=INTERPRETED,
             num_warps=WARPS,
         )
     return made

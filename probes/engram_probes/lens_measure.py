@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from engram_kernels.readout import Comparison, compare_logits
+from engram_kernels.readout import Comparison, compare_logits, top_tokens
 from engram_model.errors import EngramError
 from engram_probes.capture import Residuals, Subject
 from engram_probes.lens import METRICS, SETTLED
@@ -100,7 +100,7 @@ def _chunk(
     subject: Subject, depths: list[Tensor], hidden: Tensor, following: Tensor, topk: int
 ) -> TokenValues:
     final = subject.head(hidden)
-    final_top = final.topk(topk).indices
+    final_top = top_tokens(final, topk)
     end = compare_logits(final, final, None, following, final_top)
     rows, holds, tops, probs = [], [], [], []
     difference = 0.0

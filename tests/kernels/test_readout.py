@@ -10,7 +10,7 @@ from scipy.special import log_softmax, logsumexp
 from scipy.stats import entropy
 
 from engram_kernels import compare_logits
-from engram_kernels.readout import Comparison
+from engram_kernels.readout import SPAN, Comparison, top_tokens
 
 
 def compared(logits, final, targets, k, backend):
@@ -98,8 +98,18 @@ def test_compiles_for_an_h100(compile_ahead):
         logits="*fp32", final="*fp32", final_log_sum="*fp32", marks="*i64",
         sums="*fp32", likelier="*i64", top1="*i64", vocabulary="i32",
     )  # fmt: skip
-    constants = {"SAME": False, "MARKS": 6, "BLOCK": 1024}
+    constants = {"SAME": False, "MARKS": 6, "BLOCK": 1024, "EXACT": False}
     kernel = ("engram_kernels.readout", "_compare_kernel", signature, constants)
     aligned = [name for name in signature if name != "vocabulary"]
     [report] = compile_ahead([(*kernel, [*aligned, "vocabulary"], {"num_warps": 8})])
     assert report["local"] == 0 and report["wide_loads"] > 0
+
+
+@pytest.mark.parametrize("vocabulary", [3, SPAN, 4 * SPAN, 4 * SPAN + 1, 9 * SPAN - 1])
+@pytest.mark.parametrize("k", [1, 3])
+def test_top_tokens_are_the_largest(vocabulary, k, device):
+    generator = torch.Generator().manual_seed(vocabulary)
+    logits = torch.rand(7, vocabulary, generator=generator).to(device)
+    logits[0] = logits[0].sort().values  # the largest are the last
+    logits[1] = logits[1].sort(descending=True).values  # all in one span
+    assert torch.equal(top_tokens(logits, k), logits.topk(k).indices)
