@@ -14,7 +14,7 @@ from torch import Tensor
 from engram_kernels.backend import INTERPRETED, choose_backend, operator, power_of_two
 from engram_kernels.mixing_forward import append
 
-BLOCK, WARPS = 1024, 8
+BLOCK, WARPS = 512, 4
 SPAN = 512  # tokens of which the largest logit is found first
 TINY = tl.constexpr(1.2e-38)  # float32 still has it at full precision
 LEAST = tl.constexpr(-1e30)  # below all logits; less itself it is a number, as -inf is not
