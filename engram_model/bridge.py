@@ -403,6 +403,7 @@ def hooked(model, tokenizer) -> EngramBridge:
         raise UsageError(f"TransformerLens has no adapter for a {architecture}")
     shared = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
     view = copy.deepcopy(model, shared)  # own modules, same tensors: wrapping changes modules
+    object.__setattr__(view, "plain", getattr(model, "plain", model))  # no part of the view
     with TemporaryDirectory() as folder:
         # TransformerLens opens a tokenizer again by its name, which one made in memory lacks.
         tokenizer.save_pretrained(folder)

@@ -69,8 +69,10 @@ def weights_sha256(model) -> str:
     """Checksum of a model's tensors: name, shape and values of each, in the order of the names.
 
     Floating point values enter as float32, so that a bfloat16 checkpoint has one checksum whether
-    it was opened in float32 or in bfloat16.
+    it was opened in float32 or in bfloat16. What a bridge wraps has the checksum of the model that
+    it was made of: the tensors are the same, the names are not.
     """
+    model = getattr(model, "plain", model)
     tensors = sorted(model.state_dict().items())
     state = tuple(tensor._version for _, tensor in tensors)
     known = _WEIGHTS.get(model)

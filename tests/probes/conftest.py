@@ -4,6 +4,17 @@ import pytest
 
 
 @pytest.fixture(scope="session")
+def hooks_of():
+    """Function: model -> its forward hooks. Some are transformers' own, installed at need."""
+
+    def hooks(model) -> list:
+        pairs = ((m._forward_pre_hooks, m._forward_hooks) for m in model.modules())
+        return [hook for pair in pairs for hooks in pair for hook in hooks.values()]
+
+    return hooks
+
+
+@pytest.fixture(scope="session")
 def engram(make_model):
     return make_model(streams=4)
 

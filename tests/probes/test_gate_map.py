@@ -58,8 +58,8 @@ def test_equals_a_forward_pass_with_tap(model, tokenizer, texts):
     np.testing.assert_allclose(gates.next_probs, probs.topk(5).values, rtol=1e-4)
 
 
-def test_the_model_is_left_as_it_was(engram, tokenizer, texts):
-    memories = engram.model.memories
+def test_the_model_is_left_as_it_was(engram, tokenizer, texts, hooks_of):
+    memories, hooks = engram.model.memories, hooks_of(engram)
     before = [lambda name, tensor: tensor for _ in memories]
     for memory, tap in zip(memories, before, strict=True):
         memory.tap = tap
@@ -69,7 +69,7 @@ def test_the_model_is_left_as_it_was(engram, tokenizer, texts):
     finally:
         for memory in memories:
             memory.tap = None
-    assert not any(m._forward_hooks or m._forward_pre_hooks for m in engram.modules())
+    assert hooks_of(engram) == hooks
 
 
 def test_an_edit_by_another_tap_is_seen(engram, tokenizer, texts, gates):

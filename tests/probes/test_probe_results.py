@@ -135,6 +135,16 @@ def test_provenance_says_what_was_measured(gates, engram, tokenizer):
     assert named.gate is gates.gate
 
 
+def test_a_bridge_has_the_models_checksum(engram, tokenizer):
+    import engram_model as em
+    from engram_probes.provenance import weights_sha256
+
+    bridge = em.hooked(engram, tokenizer)
+    assert weights_sha256(bridge.original_model) == weights_sha256(engram)
+    again = em.hooked(bridge.original_model, tokenizer).original_model
+    assert weights_sha256(again) == weights_sha256(engram)
+
+
 def test_weights_have_one_checksum_in_any_dtype(make_model):
     import torch
 
