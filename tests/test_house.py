@@ -309,7 +309,7 @@ def test_findings_state_the_saved_probes():
     assert f"{memory.exact:.1f} logits ({memory.exact_low:.1f} to {memory.exact_high:.1f})" in text
     assert f"same logits by {memory.exact_null:.1f}" in text
     beyond = memory.exact_beyond, memory.exact_beyond_low, memory.exact_beyond_high
-    assert "{:.1f} ({:.2f} to {:.1f}), undecided".format(*beyond) in text
+    assert "{:.1f} ({:.2f} to {:.1f}; over the 47 pairs".format(*beyond) in text
     beyond = attention.exact_beyond, attention.exact_beyond_low, attention.exact_beyond_high
     assert "{:.1f} ({:.1f} to {:.1f})".format(*beyond) in text
 
