@@ -14,11 +14,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from engram_kernels.backend import INTERPRETED, power_of_two
+from engram_kernels.backend import power_of_two
 from engram_kernels.gating import SCORE_FLOOR
+from engram_kernels.jit import COMPILED
 
 FLOOR = tl.constexpr(SCORE_FLOOR)
-COMPILED = tl.constexpr(not INTERPRETED)  # the interpreter has no inline assembly
 CONV_ROWS, CONV_CHANNELS = 32, 64  # tile of `_conv_forward`
 # Of `_walk_forward`: how many programs at most, how many steps each at least, from how many tokens
 # times streams on, channels times taps a warp has registers for, and at most so many warps, tiles.

@@ -6,6 +6,7 @@ import triton.language as tl
 from torch import Tensor
 
 from engram_kernels.backend import INTERPRETED, power_of_two
+from engram_kernels.jit import append
 from engram_kernels.mixing_forward import (
     PROGRAMS,
     _count,
@@ -15,7 +16,6 @@ from engram_kernels.mixing_forward import (
     _sigmoid_gates,
     _softmax_matrix,
     _vector,
-    append,
 )
 
 

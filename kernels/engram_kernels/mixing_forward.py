@@ -6,13 +6,9 @@ import triton.language as tl
 from torch import Tensor
 
 from engram_kernels.backend import INTERPRETED
+from engram_kernels.jit import append
 
 PROGRAMS = 1056  # of kernels that walk over the tokens: eight to each of 132 multiprocessors
-
-
-@triton.jit
-def append(items, item):
-    return items + (item,)
 
 
 @triton.jit

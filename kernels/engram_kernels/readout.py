@@ -11,8 +11,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from engram_kernels.backend import INTERPRETED, choose_backend, operator, power_of_two
-from engram_kernels.mixing_forward import append
+from engram_kernels.backend import choose_backend, operator, power_of_two
+from engram_kernels.jit import COMPILED, append
 
 BLOCK, WARPS = 512, 4
 SPAN = 512  # tokens of which the largest logit is found first
@@ -131,13 +131,13 @@ def _compare_triton(logits, final, final_log_sum, targets, final_top) -> Compari
 
 
 @triton.jit
-def _log2(x, EXACT: tl.constexpr):
-    """Of normal numbers, to 2^-22. The exact one is a polynomial of twenty instructions."""
-    if EXACT:
-        return tl.log2(x)
-    return tl.inline_asm_elementwise(
-        "lg2.approx.ftz.f32 $0, $1;", "=f,f", [x], dtype=tl.float32, is_pure=True, pack=1
-    )
+def _log2(x):
+    """Of normal numbers, to 2^-22. That of `tl.log2` is a polynomial of twenty instructions."""
+    if COMPILED:
+        return tl.inline_asm_elementwise(
+            "lg2.approx.ftz.f32 $0, $1;", "=f,f", [x], dtype=tl.float32, is_pure=True, pack=1
+        )
+    return tl.log2(x)
 
 
 @triton.jit
@@ -153,7 +153,6 @@ def _compare_kernel(
     SAME: tl.constexpr,
     MARKS: tl.constexpr,
     BLOCK: tl.constexpr,
-    EXACT: tl.constexpr,
 ):
     """One token: log-sum, likeliest token and ranks in a first pass, divergences in a second."""
     token = tl.program_id(0).to(tl.int64)
@@ -200,7 +199,7 @@ def _compare_kernel(
         p = tl.where(inside, tl.exp2(f), 0.0)
         half = (p + q) / 2
         # p ln p + q ln q less twice the mean's, term by term: no large sums are subtracted.
-        mean = _log2(tl.maximum(half, TINY), EXACT)
+        mean = _log2(tl.maximum(half, TINY))
         kl += p * (f - z)
         reverse += q * (z - f)
         shared += p * (f - mean) + q * (z - mean)
@@ -229,7 +228,6 @@ def _launch(logits: Tensor, final: Tensor, final_log_sum: Tensor | None, marks: 
             SAME=final_log_sum is None,
             MARKS=marks.shape[1],
             BLOCK=min(BLOCK, power_of_two(vocabulary)),
-            EXACT=INTERPRETED,
             num_warps=WARPS,
         )
     return made

@@ -16,7 +16,7 @@ from engram_model.errors import CorpusError, UsageError
 from engram_probes.attention import NEAR, SCORES, AttentionPatterns
 from engram_probes.bootstrap import BLOCKS, divide, ratio_interval
 from engram_probes.capture import Subject, check_vocabularies, text_ids
-from engram_probes.memory_changes import MemoryChanges
+from engram_probes.memory_changes import INTACT, MemoryChanges
 from engram_probes.provenance import provenance
 from engram_probes.text import Documents, token_texts
 
@@ -100,7 +100,7 @@ class Listener:
 
     def patterns(self, ids: list[int]) -> tuple[tuple[int, ...], np.ndarray]:
         """Layers with attention, and the intact model's patterns [L, H, query, key]."""
-        return next(iter(self._passes(ids, lambda pattern: pattern.float(), ("intact",))))
+        return next(iter(self._passes(ids, lambda pattern: pattern.float(), (INTACT,))))
 
     def _passes(self, ids: list[int], measure, conditions: tuple[str, ...] | None = None):
         passes = []

@@ -98,7 +98,7 @@ def test_compiles_for_an_h100(compile_ahead):
         logits="*fp32", final="*fp32", final_log_sum="*fp32", marks="*i64",
         sums="*fp32", likelier="*i64", top1="*i64", vocabulary="i32",
     )  # fmt: skip
-    constants = {"SAME": False, "MARKS": 6, "BLOCK": 512, "EXACT": False}
+    constants = {"SAME": False, "MARKS": 6, "BLOCK": 512}
     kernel = ("engram_kernels.readout", "_compare_kernel", signature, constants)
     aligned = [name for name in signature if name != "vocabulary"]
     [report] = compile_ahead([(*kernel, [*aligned, "vocabulary"], {"num_warps": 4})])
