@@ -154,7 +154,7 @@ def _check(subject: Subject, edit: MemoryEdit, length: int) -> None:
     chosen = [m for m in subject.memories if edit.layer in (None, m.layer_id)]
     rows = max((int(memory.primes.sum()) for memory in chosen), default=0)
     config = subject.config
-    streams = getattr(config, "hc_mult", None) or getattr(config, "hc_count", 1)
+    streams = int(getattr(config, "hc_mult", None) or getattr(config, "hc_count", None) or 1)
     known = {
         "layer": subject.memory_layers,
         "order": range(2, first.max_ngram_size + 1),

@@ -31,7 +31,7 @@ def tokens_figure(result: Intervention) -> go.Figure:
                 error_y={"array": high - mean, "arrayminus": mean - low, "width": 0},
             )
         )
-    figure.update_xaxes(title={"text": "position"}, **token_axis(result.tokens))
+    figure.update_xaxes(**token_axis(result.tokens))
     figure.update_yaxes(title={"text": "rise of surprisal (nats)"}, zerolinecolor="#555555")
     return finish(figure, f"Edited: {escaped(', '.join(result.edits))}", result.summary())
 
