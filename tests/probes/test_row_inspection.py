@@ -9,37 +9,33 @@ from engram_probes.memory_tables import tables_of
 
 
 def test_rows_of_an_ngram_are_those_of_the_slot_trace(slots, rows_of_ngram):
+    found = rows_of_ngram
     position = 6
-    np.testing.assert_array_equal(rows_of_ngram.slots, slots.slots[:, position].ravel())
-    np.testing.assert_allclose(
-        rows_of_ngram.row_norm, slots.row_norm[:, position].ravel(), rtol=1e-5
-    )
-    np.testing.assert_allclose(
-        rows_of_ngram.value_norm, slots.value_norm[:, position].ravel(), 1e-5
-    )
-    np.testing.assert_array_equal(
-        rows_of_ngram.says_ids, slots.says_ids[:, position].reshape(-1, 5)
-    )
-    np.testing.assert_array_equal(rows_of_ngram.reads, slots.row_reads[:, position].ravel())
-    np.testing.assert_allclose(rows_of_ngram.own_share, slots.own_share[:, position].ravel())
+    np.testing.assert_array_equal(found.slots, slots.slots[:, position].ravel())
+    np.testing.assert_allclose(found.row_norm, slots.row_norm[:, position].ravel(), rtol=1e-5)
+    np.testing.assert_allclose(found.value_norm, slots.value_norm[:, position].ravel(), 1e-5)
+    np.testing.assert_array_equal(found.says_ids, slots.says_ids[:, position].reshape(-1, 5))
+    np.testing.assert_array_equal(found.reads, slots.row_reads[:, position].ravel())
+    np.testing.assert_allclose(found.own_share, slots.own_share[:, position].ravel())
     known = slots.in_corpus[:, position][slots.order_of_column]
-    others = rows_of_ngram.tenants - np.tile(known, len(slots.layers))
+    others = found.tenants - np.tile(known, len(slots.layers))
     np.testing.assert_array_equal(others, slots.tenants[:, position].ravel())
-    texts = [slots.ngram_texts[order - 2][position] for order in rows_of_ngram.orders]
-    assert list(rows_of_ngram.ngram_texts) == texts
+    texts = [slots.ngram_texts[order - 2][position] for order in found.orders]
+    assert list(found.ngram_texts) == texts
 
 
 def test_tenants_are_the_index_own(rows_of_ngram, slot_index):
-    for row, layer in enumerate(rows_of_ngram.layers):
-        order, head = rows_of_ngram.orders[row], rows_of_ngram.heads[row]
-        found = slot_index.tenants(layer, order, head, int(rows_of_ngram.slots[row]))
-        kept = rows_of_ngram.tenant_counts[row]
+    found = rows_of_ngram
+    for row, layer in enumerate(found.layers):
+        order, head = found.orders[row], found.heads[row]
+        found = slot_index.tenants(layer, order, head, int(found.slots[row]))
+        kept = found.tenant_counts[row]
         assert kept[kept > 0].tolist() == found.counts[:3].tolist()
-        own = rows_of_ngram.own_tenant[row]
-        assert own == -1 or kept[own] == rows_of_ngram.own_reads[row]
-    frame = rows_of_ngram.tenants_frame()
-    assert frame["count"].sum() == rows_of_ngram.tenant_counts.sum()
-    assert frame.own.sum() == (rows_of_ngram.own_tenant >= 0).sum() > 0
+        own = found.own_tenant[row]
+        assert own == -1 or kept[own] == found.own_reads[row]
+    frame = found.tenants_frame()
+    assert frame["count"].sum() == found.tenant_counts.sum()
+    assert frame.own.sum() == (found.own_tenant >= 0).sum() > 0
 
 
 def test_a_planted_row_is_the_longest_of_its_head(make_model, tokenizer, texts):
@@ -79,15 +75,16 @@ def test_an_unread_row(engram, tokenizer, slot_index):
 
 
 def test_it_is_saved_and_drawn(rows_of_ngram, tmp_path):
-    rows_of_ngram.save(tmp_path)
+    found = rows_of_ngram
+    found.save(tmp_path)
     again = ep.load_result(tmp_path)
-    assert again.summary() == rows_of_ngram.summary()
-    assert again.to_frame().equals(rows_of_ngram.to_frame())
+    assert again.summary() == found.summary()
+    assert again.to_frame().equals(found.to_frame())
     bars = again.figure(0).data
-    np.testing.assert_allclose(bars[1].x, rows_of_ngram.says_logits[0], rtol=1e-6)
-    assert len(bars[0].x) == (rows_of_ngram.tenant_counts[0] > 0).sum()
+    np.testing.assert_allclose(bars[1].x, found.says_logits[0], rtol=1e-6)
+    assert len(bars[0].x) == (found.tenant_counts[0] > 0).sum()
     norms = again.figure().data[1]
-    np.testing.assert_allclose(norms.x, rows_of_ngram.row_norm)
+    np.testing.assert_allclose(norms.x, found.row_norm)
 
 
 def test_markup_in_names_is_no_markup(engram, tokenizer):
@@ -126,7 +123,8 @@ def test_wrong_use(engram, tokenizer, options, said):
 
 
 def test_no_memory_and_no_such_row(twin, rows_of_ngram, tokenizer):
+    found = rows_of_ngram
     with pytest.raises(UsageError, match="no memory"):
         ep.inspect_rows(twin, tokenizer, ngram="a b")
     with pytest.raises(UsageError, match="none of the"):
-        rows_of_ngram.figure(99)
+        found.figure(99)
