@@ -140,7 +140,7 @@ class RowInspection(Result):
 
     def _together(self) -> str:
         longest = self.ngram_texts[int(np.argmax(self.orders))]
-        of = f"“{longest}” and what it ends with read" if longest else "These are"
+        of = f"“{longest}” and the shorter n-grams at its end read" if longest else "These are"
         said = (
             f"{of} {len(self.slots)} rows; they are longer than {np.mean(self.shorter):.0%} of "
             "random rows of their heads on average"
