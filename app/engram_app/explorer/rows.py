@@ -51,7 +51,8 @@ def choose_corpus() -> str:
     """The corpus in which others are looked for: one of ours, or the SPEC of another."""
     key = "slots_corpus"
     keep(key)
-    options = list(CORPORA)
+    asked = st.session_state.get(key) or st.query_params.get(key)
+    options = list(dict.fromkeys([*CORPORA, asked] if asked else CORPORA))
     chosen = st.selectbox(
         "Who else, in this corpus",
         options,

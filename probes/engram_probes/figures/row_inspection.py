@@ -14,7 +14,7 @@ LONGEST = 34  # characters of a name beside a bar
 def row_figure(result: RowInspection, row: int) -> go.Figure:
     """Bars: the n-grams of the corpus that read a row (left), the tokens that it favours."""
     panels = []
-    if result.tenant_counts is not None:
+    if result.reads is not None and (result.reads[row] or result.says_logits is None):
         panels.append(_tenants(result, row))
     if result.says_logits is not None:
         panels.append(_says(result, row))

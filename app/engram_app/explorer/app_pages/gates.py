@@ -44,6 +44,27 @@ def controls(gates: GateMap) -> tuple[What, int | None, int | None]:
     return what, None if layer == ALL else int(layer), None if stream == ALL else int(stream)
 
 
+@st.fragment
+def picture(gates: GateMap, text: str, at: int) -> None:
+    """Strip and map. Another quantity, layer or stream draws these two alone again."""
+    if position(len(gates.tokens), text, at) != at:  # a cell was clicked: all of the page follows
+        st.rerun()
+    what, layer, stream = controls(gates)
+    values, scale = memory_values(gates, what, layer, stream)
+    pick(text, token_strip(gates.tokens, values, gates.special, scale, at, what))
+    finding(gates.summary())
+    if layer is None and len(gates.layers) == 1:  # one row would say less than its streams
+        layer = gates.layers[0]
+    draw(
+        gates.figure(what, layer, stream),
+        f"{NAMES[what]} by {'layer' if layer is None else 'stream'} and position",
+        "gate_map",
+        at,
+        gates.to_frame,
+        on_cell=on_cell(gates, text, layer),
+    )
+
+
 def on_cell(gates: GateMap, text: str, layer: int | None):
     """What a click on the map does: its token is looked at, and its layer or stream."""
     rows = gates.layers if layer is None else range(gates.streams)
@@ -126,22 +147,8 @@ def page() -> None:
         return
     text = choose_text()
     gates = cached.probe("gate_map", looking.path, text)
-    what, layer, stream = controls(gates)
     at = position(len(gates.tokens), text, loudest(gates))
-    values, scale = memory_values(gates, what, layer, stream)
-    pick(text, token_strip(gates.tokens, values, gates.special, scale, at, what))
-    finding(gates.summary())
-    if layer is None and len(gates.layers) == 1:  # one row would say less than its streams
-        layer = gates.layers[0]
-    title = f"{NAMES[what]} by {'layer' if layer is None else 'stream'} and position"
-    draw(
-        gates.figure(what, layer, stream),
-        title,
-        "gate_map",
-        at,
-        gates.to_frame,
-        on_cell=on_cell(gates, text, layer),
-    )
+    picture(gates, text, at)
     ngrams(looking, gates, at)
     effect(looking, text, gates, at)
     origin(

@@ -1,5 +1,6 @@
 """Slots: an n-gram, the rows that it reads, and who else lives there."""
 
+import numpy as np
 import streamlit as st
 
 from engram_app.explorer import cached
@@ -85,9 +86,10 @@ def row_panel(
 
 
 def _most_its_own(rows: RowInspection, known: list[Row]) -> Row:
-    share = rows.own_share
-    assert share is not None
-    return known[int(share.argmax())]
+    """The row that is most the n-gram's own; that read most, where the corpus lacks it."""
+    assert rows.own_reads is not None and rows.reads is not None
+    share = rows.own_reads / np.maximum(rows.reads, 1)
+    return known[int(np.lexsort((rows.reads, share))[-1])]
 
 
 def _named(rows: RowInspection, known: list[Row], row: Row) -> str:
