@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 import streamlit as st
 
 from engram_app.explorer import cached
-from engram_app.explorer.indexes import CORPORA, index_of
+from engram_app.explorer.indexes import CORPORA
 from engram_app.explorer.page import plain
 from engram_app.explorer.state import keep, remember
 from engram_probes.gates import GateMap
@@ -38,6 +38,7 @@ COLUMNS = {
     "most_frequent": st.column_config.TextColumn("Read most by", width="large"),
     "says": st.column_config.TextColumn("Favours", width="large"),
 }
+OF_NGRAM = ("layer", "order", "ngram", "head", "own_share")
 
 
 def has_memory(path: str) -> bool:
@@ -115,10 +116,13 @@ def row_looked_at(context: Any, otherwise: Row) -> Row:
     return otherwise
 
 
-def rows_table(result: RowInspection, key: str, context: Any, leave_out: tuple = ()) -> None:
-    """A table of rows; a row that is selected in it is looked at."""
+def rows_table(result: RowInspection, key: str, context: Any, alike: bool = False) -> None:
+    """A table of rows; a row that is selected in it is looked at.
+
+    alike: they are all of one order and head, and none is an n-gram's own.
+    """
     frame = result.to_frame()
-    shown = [name for name in COLUMNS if name in frame and name not in leave_out]
+    shown = [name for name in COLUMNS if name in frame and not (alike and name in OF_NGRAM)]
 
     def selected() -> None:
         if chosen := st.session_state[key].selection.rows:

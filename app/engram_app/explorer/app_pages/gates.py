@@ -1,4 +1,4 @@
-"""Gates: one quantity of the memory, by layer, stream and position; a token's n-grams; its worth."""
+"""Gates: what the memory adds where; at one token, what it looked up and what that is worth."""
 
 import math
 
@@ -15,6 +15,7 @@ from engram_app.explorer.rows import (
     rows_read,
     sharing,
 )
+from engram_app.explorer.saved import saved_of
 from engram_app.explorer.state import (
     ALL,
     Looking,
@@ -27,6 +28,7 @@ from engram_app.explorer.state import (
 )
 from engram_app.explorer.strip import token_strip
 from engram_app.measures import loudest, memory_values
+from engram_probes.gate_profiles import GateProfile
 from engram_probes.gates import GateMap, What
 from engram_probes.interventions import Intervention
 
@@ -139,6 +141,19 @@ def _hurt_most(lost: Intervention, at: int) -> int | None:
     return None if not len(helped) else at + 1 + int(np.nanargmax(helped))
 
 
+def over_a_corpus(looking: Looking) -> None:
+    """A saved profile of these weights: of what many texts say of gates, this one cannot."""
+    profile = next(saved_of(GateProfile, looking.path), None)
+    if profile is None:
+        return
+    st.subheader("Over a corpus", anchor=False)
+    st.markdown(plain(profile.summary()))
+    opened = st.expander("Its figure", icon=":material/bar_chart:", on_change="rerun")
+    if opened.open:
+        with opened:
+            draw(profile.figure(), "Gates by group", "gate_profile", frame=profile.to_frame)
+
+
 def page() -> None:
     looking = choose_models()
     st.title("Gates", anchor=False)
@@ -151,6 +166,7 @@ def page() -> None:
     picture(gates, text, at)
     ngrams(looking, gates, at)
     effect(looking, text, gates, at)
+    over_a_corpus(looking)
     origin(
         gates,
         looking.command("gates", "--text", text),

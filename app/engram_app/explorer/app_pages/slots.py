@@ -36,6 +36,7 @@ from engram_probes.gates import GateMap
 from engram_probes.row_inspection import RowInspection
 from engram_probes.slot_index import SlotIndex
 
+WHICH = {"hot": "Read most", "cold": "Read least"}
 RANKED = 10  # rows in the list of the most or least read
 READ = 20_000  # tokens of the corpus that contexts are looked for in
 
@@ -145,11 +146,11 @@ def corpus_section(looking: Looking, index: SlotIndex, spec: str, context: tuple
         orders = [str(order) for order in range(2, load.max_ngram_size + 1)]
         order = int(choose("Order", "slots_order", orders))
         head = int(choose("Head", "slots_head", [str(head) for head in range(load.n_heads)]))
-        which = choose("Rows", "slots_which", ("hot", "cold"), {"hot": "Read most", "cold": "Read least"}.__getitem__)  # fmt: skip
+        which = choose("Rows", "slots_which", tuple(WHICH), WHICH.__getitem__)
     slots = index.ranked(layer, order, head, RANKED, coldest=which == "cold")
     listed = tuple((layer, int(slot)) for slot in slots)
     ranked = rows_numbered(looking.path, listed, spec, index)
-    rows_table(ranked, "slots_ranked", context, leave_out=("layer", "order", "ngram", "head", "own_share"))  # fmt: skip
+    rows_table(ranked, "slots_ranked", context, alike=True)
     draw(
         load.figure(layer),
         f"Load of the rows of layer {layer}, its heads together",
