@@ -136,7 +136,7 @@ class RowInspection(Result):
         if self.tenant_counts is None or not self.tenant_texts[row]:
             return f"{said}."
         share = self.tenant_counts[row, 0] / self.reads[row]
-        return f"{said}; {share:.0%} of that is “{self.tenant_texts[row][0]}”."
+        return f"{said}; {share:.1%} of that is “{self.tenant_texts[row][0]}”."
 
     def _together(self) -> str:
         longest = self.ngram_texts[int(np.argmax(self.orders))]
@@ -153,7 +153,7 @@ class RowInspection(Result):
             return f"{said}. The corpus does not have it."
         return (
             f"{said}. Most its own is {self.name(best)}, where “{self.ngram_texts[best]}” makes "
-            f"{share[best]:.0%} of the corpus' reads; it makes at least half of them in "
+            f"{share[best]:.1%} of the corpus' reads; it makes at least half of them in "
             f"{int((share >= 0.5).sum())} of the {len(share)}."
         )
 

@@ -47,7 +47,7 @@ def test_gates_of_one_stream(explorer):
     for key, value in {"what": "gate", "layer": "2", "stream": "1"}.items():
         at.button_group(key=key).set_value(value).run()
     assert "Gate by stream and position" in texts(at) and not at.exception
-    assert len(figures(at)[0]["layout"]["yaxis"]["ticktext"]) == 1
+    assert len(figures(at)[0]["layout"]["yaxis"]["ticktext"]) == 4  # the others stay beside it
 
 
 def test_choices_outlive_a_visit_to_another_page(explorer):

@@ -20,6 +20,7 @@ def row_figure(result: RowInspection, row: int) -> go.Figure:
         panels.append(_says(result, row))
     titles = [title for title, *_ in panels]
     figure = make_subplots(rows=1, cols=len(panels), subplot_titles=titles, horizontal_spacing=0.22)
+    most = max(4, *(len(names) for _, _, names, _, _ in panels))
     for place, (_, axis, names, values, colours) in enumerate(panels, start=1):
         bars = go.Bar(
             x=float32(values),
@@ -33,12 +34,12 @@ def row_figure(result: RowInspection, row: int) -> go.Figure:
         figure.add_trace(bars, row=1, col=place)
         labels = [escaped(_short(name)) for name in names]
         ticks = {"tickvals": list(range(len(names))), "ticktext": labels}
-        figure.update_yaxes(autorange="reversed", **ticks, row=1, col=place)
+        figure.update_yaxes(range=[most - 0.5, -0.5], **ticks, row=1, col=place)
         figure.update_xaxes(title={"text": axis}, rangemode="tozero", row=1, col=place)
-    most = max((len(names) for _, _, names, _, _ in panels), default=0)
     title = result.name(row).capitalize()
     alt = f"Bar charts. {title}: {'; '.join(_told(panel) for panel in panels)}."
-    return finish(figure, title, alt, 150 + BAR * max(most, 4))
+    figure = finish(figure, title, alt, 180 + BAR * most)
+    return figure.update_layout(margin_t=90)  # panels have titles of their own
 
 
 def _tenants(result: RowInspection, row: int) -> tuple:

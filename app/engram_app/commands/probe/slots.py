@@ -141,4 +141,5 @@ def _joined(values: Any, form: str = "") -> str:
 
 
 def _frame_rows(frame: Any) -> list:
-    return [tuple(frame.columns), *(tuple(row) for row in frame.astype(object).values.tolist())]
+    known = frame.astype(object).where(frame.notna(), None)
+    return [tuple(frame.columns), *(tuple(row) for row in known.values.tolist())]

@@ -39,8 +39,9 @@ def controls(gates: GateMap) -> tuple[What, int | None, int | None]:
     """What to show, of which layer and stream; None: of all."""
     with st.container(horizontal=True, vertical_alignment="bottom", gap="medium"):
         what = choose("Quantity", "what", tuple(NAMES), NAMES.__getitem__)
-        layer = choose("Layer", "layer", [ALL, *map(str, gates.layers)])
-        stream = ALL
+        layer = stream = ALL
+        if len(gates.layers) > 1:
+            layer = choose("Layer", "layer", [ALL, *map(str, gates.layers)])
         if gates.streams > 1:
             stream = choose("Stream", "stream", [ALL, *map(str, range(gates.streams))])
     return what, None if layer == ALL else int(layer), None if stream == ALL else int(stream)
@@ -58,7 +59,7 @@ def picture(gates: GateMap, text: str, at: int) -> None:
     if layer is None and len(gates.layers) == 1:  # one row would say less than its streams
         layer = gates.layers[0]
     draw(
-        gates.figure(what, layer, stream),
+        gates.figure(what, layer, stream if layer is None else None),
         f"{NAMES[what]} by {'layer' if layer is None else 'stream'} and position",
         "gate_map",
         at,
