@@ -108,6 +108,23 @@ def test_contexts_on_request(explorer):
     assert not at.exception and not at.error
 
 
+def test_saved_contexts_need_no_asking(explorer, memory, tmp_path):
+    model, tokenizer = memory
+    saved = ep.row_contexts(model, tokenizer, ["The boats at dusk."] * 3, {2: [17], 0: [3]}, k=2)
+    folder = saved.save(tmp_path / "contexts")
+    at = explorer("slots", results=[folder], slots_row="2:17", slots_corpus=CORPUS)
+    assert "From a saved result, over" in said(at)
+    assert not [one for one in at.button if one.label == "Find its contexts"]
+
+
+def test_map_of_the_text(explorer, memory):
+    at = explorer("slots", slots_corpus=CORPUS)
+    assert "Other n-grams in the row, by order, head and position" in said(at)
+    at.button_group(key="slots_colour").set_value("row_norm").run()
+    heatmap = next(f["data"][0] for f in figures(at) if f["data"][0]["type"] == "heatmap")
+    assert len(heatmap["customdata"]) == 8 and not at.exception  # layers, orders, heads
+
+
 def test_hot_and_cold_rows(explorer):
     at = explorer("slots", slots_corpus=CORPUS)
     hot = at.dataframe[1].value.reads

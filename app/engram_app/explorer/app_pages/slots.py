@@ -19,6 +19,7 @@ from engram_app.explorer.rows import (
     rows_read,
     rows_table,
 )
+from engram_app.explorer.saved import saved_of
 from engram_app.explorer.state import (
     Looking,
     choose,
@@ -28,6 +29,7 @@ from engram_app.explorer.state import (
     pick,
     position,
     remember,
+    select,
 )
 from engram_app.explorer.strip import token_strip
 from engram_app.measures import loudest, memory_values
@@ -35,10 +37,27 @@ from engram_probes.contexts import RowContexts
 from engram_probes.gates import GateMap
 from engram_probes.row_inspection import RowInspection
 from engram_probes.slot_index import SlotIndex
+from engram_probes.slots import SlotTrace, What
 
 WHICH = {"hot": "Read most", "cold": "Read least"}
 RANKED = 10  # rows in the list of the most or least read
 READ = 20_000  # tokens of the corpus that contexts are looked for in
+LONG = 200  # tokens of a text whose map is drawn on request only
+COLOURS: dict[What, str] = {
+    "tenants": "Other n-grams in the row",
+    "own_share": "Its own share of the reads",
+    "row_norm": "Norm of the row",
+}
+CONTEXT = {
+    "strength": st.column_config.NumberColumn("Strength", format="%.3f"),
+    "before": "Before",
+    "token": "Token",
+    "after": "After",
+    "gate": st.column_config.NumberColumn("Gate", format="%.2f"),
+    "surprisal": st.column_config.NumberColumn(
+        "Surprisal", format="%.2f nats", help="Of the token that follows"
+    ),
+}
 
 
 def choose_ngram(gates: GateMap, at: int) -> Ngram:
@@ -104,35 +123,71 @@ def _named(rows: RowInspection, known: list[Row], row: Row) -> str:
 
 
 def contexts(looking: Looking, row: Row, spec: str) -> None:
-    """On request, where in the corpus the row speaks loudest."""
+    """Where in a corpus the row speaks loudest: from a saved result, or on request."""
     st.markdown("**Where it speaks loudest**")
-    why = f"Reads {READ:,} tokens of the corpus with the model, which takes some seconds."
-    if not requested(f"contexts_{looking.path}_{row}_{spec}", "Find its contexts", why):
-        return
+    saved = (one for one in saved_of(RowContexts, looking.path) if row in _rows_of(one))
+    found = next(saved, None)
+    if found is None:
+        why = f"Reads {READ:,} tokens of the corpus with the model, which takes some seconds."
+        if not requested(f"contexts_{looking.path}_{row}_{spec}", "Find its contexts", why):
+            return
+        compute = _contexts(row, spec)
+        found = cached.measured(("contexts", row, spec), (looking.path,), compute, slow=True)
+        st.markdown(plain(found.summary()))
+    else:
+        read = f"{found.tokens:,} tokens of {found.documents:,} documents"
+        st.markdown(plain(f"From a saved result, over {read}."))
+    table = found.to_frame()
+    table = table[(table.layer == row[0]) & (table.slot == row[1])][list(CONTEXT)]
+    if len(table):
+        alt = f"{len(table)} strongest reads of the row, with the text around"
+        st.dataframe(table, hide_index=True, column_config=CONTEXT, alt=alt)
 
+
+def _rows_of(result: RowContexts) -> list[Row]:
+    return list(zip(result.layers, result.slots.tolist(), strict=True))
+
+
+def _contexts(row: Row, spec: str):
     def compute(one: cached.Held, progress) -> RowContexts:
         from engram_model.corpora import iter_documents
         from engram_probes import row_contexts
 
-        rows = {row[0]: [row[1]]}
-        documents = list(iter_documents(spec))
+        documents = iter_documents(spec)
         options = {"max_tokens": READ, "progress": progress}
-        return row_contexts(one.model, one.tokenizer, documents, rows, **options)
+        return row_contexts(one.model, one.tokenizer, documents, {row[0]: [row[1]]}, **options)
 
-    found = cached.measured(("contexts", row, spec), (looking.path,), compute, slow=True)
-    st.markdown(plain(found.summary()))
-    if found.reads[0]:
-        table = found.to_frame()[["strength", "before", "token", "after", "gate", "surprisal"]]
-        st.dataframe(
-            table,
-            hide_index=True,
-            alt=f"{len(table)} strongest reads of the row, with the text around",
-            column_config={
-                "strength": st.column_config.NumberColumn("Contribution", format="%.3f"),
-                "gate": st.column_config.NumberColumn("Gate", format="%.2f"),
-                "surprisal": st.column_config.NumberColumn("Surprisal", format="%.2f nats"),
-            },
-        )
+    return compute
+
+
+def text_map(
+    looking: Looking, text: str, gates: GateMap, at: int, index: SlotIndex, spec: str
+) -> None:
+    """All rows that the text reads, order and head by position; a cell is a row to look at."""
+    st.subheader("The whole text", anchor=False)
+    length = len(gates.tokens)
+    why = f"The text has {length:,} tokens; all of their rows are drawn on request."
+    if length > LONG and not requested(f"map_{looking.path}_{text}_{spec}", "Draw them", why):
+        return
+
+    def compute(one: cached.Held, progress) -> SlotTrace:
+        from engram_probes import inspect_slots
+
+        return inspect_slots(one.model, one.tokenizer, text, index, topk=0, progress=progress)
+
+    trace = cached.measured(("slots", text, spec), (looking.path,), compute, slow=True)
+    what = choose("Colour", "slots_colour", tuple(COLOURS), COLOURS.__getitem__)
+
+    def clicked(cell: int, column: int) -> None:
+        layer, place = divmod(cell, trace.slots.shape[2])
+        row = (trace.layers[layer], int(trace.slots[layer, column, place]))
+        st.session_state["slots_ngram"] = ""
+        select(text, column)
+        look_at(row, (looking.path, ending_at(gates, column)))
+
+    st.caption("A cell is a row of the table; click one to look at it.")
+    title = f"{COLOURS[what]}, by order, head and position"
+    draw(trace.figure(what), title, "slots_map", at, trace.to_frame, on_cell=clicked)
 
 
 def corpus_section(looking: Looking, index: SlotIndex, spec: str, context: tuple) -> None:
@@ -196,6 +251,7 @@ def page() -> None:
     st.caption("Select a row of the table to look at it.")
     rows_table(rows, "slots_rows", context)
     row_panel(looking, rows, index, spec, context)
+    text_map(looking, text, gates, at, index, spec)
     corpus_section(looking, index, spec, context)
     asked = ("--ngram", ngram) if isinstance(ngram, str) else ("--text", text)
     call = f"ep.inspect_rows(model, tokenizer, ngram={ngram!r}, corpus={spec!r})"
