@@ -11,7 +11,6 @@ from typing import Any, Literal
 import numpy as np
 
 from engram_model.errors import CorpusError, UsageError
-from engram_probes.capture import with_bos
 from engram_probes.positions import ENTITY_KINDS, last_tokens
 from engram_probes.text import Documents
 
@@ -148,6 +147,8 @@ class Seen:
 
 
 def _labelled(document, tokenizer, special_of, context: int, label: Label, at: At) -> Labelled:
+    from engram_probes.capture import with_bos
+
     spans = document.get("spans") or []
     encoded = tokenizer(document["text"], add_special_tokens=False, return_offsets_mapping=True)
     ids = with_bos(tokenizer, encoded["input_ids"])

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     import plotly.graph_objects
 
 SCHEMA = "engram.paper-figure/1"
+LISTS, ARRAYS = ("lines", "bars", "ours"), ("matrix", "soft")
 
 
 @dataclass(frozen=True)
@@ -86,16 +87,8 @@ def read_paper_figure(file: Path) -> PaperFigure:
         document = json.loads(file.read_text(encoding="utf-8"))
         if document.pop("schema") != SCHEMA:
             raise ValueError("another schema")
-        arrays = {
-            name: np.array(document.pop(name), dtype=float)
-            for name in ("matrix", "soft")
-            if name in document
-        }
-        lists = {
-            name: tuple(document.pop(name))
-            for name in ("lines", "bars", "ours")
-            if name in document
-        }
-        return PaperFigure(**document, **lists, **arrays)
+        read: dict[str, Any] = {name: tuple(document.get(name, ())) for name in LISTS}
+        read |= {n: np.array(document[n], dtype=float) for n in ARRAYS if n in document}
+        return PaperFigure(**{**document, **read})
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{file} holds no figure of the paper: {error}") from error

@@ -56,6 +56,11 @@ class Predictions(Result):
     next_probs: np.ndarray
     special: np.ndarray
 
+    @property
+    def next_surprisal(self) -> np.ndarray:
+        """Of the token that follows each position, as gate maps have it; NaN at the last, [p]."""
+        return np.roll(self.surprisal, -1)
+
     def facts(self) -> dict:
         return {"model": self.model, "tokens": len(self.tokens)}
 

@@ -1,9 +1,10 @@
 """Which figures a result offers: the options of its `figure`, with names to choose them by."""
 
+from collections.abc import Callable
 from itertools import product
 from typing import TYPE_CHECKING, Any
 
-from engram_model.errors import UsageError
+from engram_probes.lens import GRID
 
 if TYPE_CHECKING:
     from engram_probes.results import Result
@@ -30,6 +31,24 @@ CHOICES: dict[str, tuple[dict[str, tuple[Any, ...]], ...]] = {
     "token-comparison": ({"what": ("surprisal", "entropy", "gate", "added")},),
 }
 
+NEEDS: dict[str, Callable[[Any, dict[str, Any]], bool]] = {
+    "attention": lambda r, o: o["what"] != "pattern" or r.pattern is not None,
+    "gate-profile": lambda r, o: o["what"] in ("auc", "groups") or r.partial is not None,
+    "lens": lambda r, o: {"grid": r.tokens is not None and o["what"] in GRID,
+                          "strata": bool(r.strata)}.get(o["view"], True),
+    "cka": lambda r, o: o["what"] == "cka" or _shown(r, o["what"]),
+    "routing": lambda r, o: {"kept": bool(r.changes), "mechanism": bool(r.changes),
+                             "text": bool(r.changes) and r.expert_ids is not None,
+                             }.get(o["what"], True),
+    "slots": lambda r, o: o["what"] not in ("tenants", "own_share") or r.tenants is not None,
+    "token-comparison": lambda r, o: o["what"] in r.offered,
+}  # fmt: skip
+
+
+def _shown(result: Any, what: str) -> bool:
+    name = "with_sinks" if what == "sinks" else what
+    return getattr(result, name) is not None
+
 
 def views(result: "Result") -> dict[str, dict[str, Any]]:
     """Name -> options of `result.figure`, of those views that this result has something for."""
@@ -37,9 +56,7 @@ def views(result: "Result") -> dict[str, dict[str, Any]]:
     for choices in CHOICES.get(result.kind, ({},)):
         for values in product(*choices.values()):
             options = dict(zip(choices, values, strict=True))
-            try:
-                result.figure(**options)
-            except UsageError:
+            if not NEEDS.get(result.kind, lambda *_: True)(result, options):
                 continue
             found[", ".join(str(value) for value in values).replace("_", " ") or "figure"] = options
     return found

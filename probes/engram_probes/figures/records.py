@@ -29,7 +29,8 @@ def training_curves_figure(logs: Sequence["TrainingLog"], what: str) -> go.Figur
                 name=escaped(log.name),
                 showlegend=True,
                 line={"color": CATEGORICAL[i % len(CATEGORICAL)], "width": 2, "dash": dash},
-                hovertemplate=f"{escaped(log.name)}<br>%{{x:.1f}}M tokens: %{{y:.3f}}<extra></extra>",
+                customdata=[escaped(log.name)] * len(tokens),
+                hovertemplate="%{customdata}<br>%{x:.1f}M tokens: %{y:.3f}<extra></extra>",
             )
         )
     figure.update_xaxes(title={"text": "tokens read (millions)"})
