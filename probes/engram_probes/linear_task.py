@@ -12,7 +12,7 @@ import numpy as np
 
 from engram_model.errors import CorpusError, UsageError
 from engram_probes.positions import ENTITY_KINDS, last_tokens
-from engram_probes.text import Documents
+from engram_probes.text import Documents, with_bos
 
 At = Literal["next", "entity"]
 Label = str | Callable[[dict[str, Any], dict[str, Any]], Any]
@@ -147,8 +147,6 @@ class Seen:
 
 
 def _labelled(document, tokenizer, special_of, context: int, label: Label, at: At) -> Labelled:
-    from engram_probes.capture import with_bos
-
     spans = document.get("spans") or []
     encoded = tokenizer(document["text"], add_special_tokens=False, return_offsets_mapping=True)
     ids = with_bos(tokenizer, encoded["input_ids"])

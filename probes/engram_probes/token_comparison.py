@@ -71,7 +71,8 @@ class TokenComparison(Result):
     @property
     def offered(self) -> tuple[str, ...]:
         """Quantities that both sides have."""
-        return tuple(what for what in WHAT if np.isfinite(self._difference(what)).any())
+        found = (w for w in WHAT if np.isfinite(self._difference(w)).any())
+        return tuple(found) or ("surprisal",)
 
     def values(self, what: str = "surprisal") -> np.ndarray:
         """Of both sides, [2, n].
@@ -99,6 +100,12 @@ class TokenComparison(Result):
         spread = np.full(len(self.texts[side]), np.nan)
         spread[self.positions[side]] = self.difference(what)
         return spread
+
+    @property
+    def most_apart(self) -> int:
+        """Position in A's text of the token whose surprisal differs most; 0 if there is none."""
+        apart = np.where(self.special, np.nan, np.abs(self.difference()))
+        return int(self.positions[0, np.nanargmax(apart)]) if np.isfinite(apart).any() else 0
 
     def facts(self) -> dict:
         return {"a": self.names[0], "b": self.names[1], "in_common": len(self.special)}
