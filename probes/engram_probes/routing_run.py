@@ -136,7 +136,7 @@ class _Listener:
             for router in self._routers.values()
         ]
         try:
-            self.subject.run(ids)
+            self.subject.run([ids])
         finally:
             for hook in hooks:
                 hook.remove()

@@ -197,3 +197,10 @@ def attention(engram, twin, tokenizer, texts):
 
     small = dict(changes=("zero",), sequences=2, length=8)
     return ep.attention_patterns(engram, tokenizer, texts[1], twin=twin, **small)
+
+
+@pytest.fixture(scope="session")
+def head_map(engram, tokenizer, texts):
+    import engram_probes as ep
+
+    return ep.attention_map(engram, tokenizer, texts[1], draws=2)
