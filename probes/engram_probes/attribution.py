@@ -1,6 +1,7 @@
 """Who wrote a logit: embedding, attention, MLPs, and the memory row by row, as an exact sum."""
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -177,6 +178,26 @@ class Attribution(Result):
         frame = pd.DataFrame([self._piece(i) for i in places])
         return frame.astype({"row": "Int64", "order": "Int64", "head": "Int64"} if places else {})
 
+    def about(self, component: str) -> str:
+        """What a component is and adds, in a sentence.
+
+        Raises:
+            UsageError: no such component.
+        """
+        if component not in self.components:
+            raise UsageError(f"no component {component!r} in this attribution")
+        i = self.components.index(component)
+        part, value = self.parts[i], f"{self.contribution[i]:+.3f} logits"
+        if self.slots[i] < 0:
+            return f"{component} ({PARTS[part]}) adds {value}."
+        piece = self._piece(i)
+        beyond = "more than" if piece["beyond"] else "no more than"
+        return (
+            f"Row {piece['row']:,} of layer {piece['layer']}, read for “{piece['n-gram']}” by head "
+            f"{piece['head']} of order {piece['order']}, adds {value}: {beyond} rows of its head "
+            f"drawn at random ({piece['random_low']:+.3f} to {piece['random_high']:+.3f})."
+        )
+
     def _piece(self, i: int) -> dict[str, Any]:
         name, value = self.components[i], float(self.contribution[i])
         row = ROW.fullmatch(name)
@@ -231,6 +252,7 @@ def attribute(
     heads: bool = False,
     draws: int = DRAWS,
     seed: int = 0,
+    progress: Callable[[int, int | None], None] | None = None,
 ) -> Attribution:
     """Attribute a logit, at the last position of `<bos>` + text or another, to what wrote it.
 
@@ -249,6 +271,7 @@ def attribute(
         heads: attention by its heads, `{layer}_attn_head{h}`.
         draws: rows drawn at random for each row that was looked up.
         seed: of these draws.
+        progress: called with passes of the model done and in all.
 
     Raises:
         UsageError: an empty or too long text, no such position, a target that is not one token, or
@@ -260,4 +283,4 @@ def attribute(
         raise UsageError(f"attribute reads one text, not {type(text).__name__}; call it once each")
     if draws < 1:
         raise UsageError(f"draws={draws}: at least one row must be drawn")
-    return run(model, tokenizer, text, target, against, position, heads, draws, seed)
+    return run(model, tokenizer, text, target, against, position, heads, draws, seed, progress)

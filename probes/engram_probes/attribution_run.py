@@ -21,13 +21,15 @@ NOT_A_SUM = 0.05  # of the sizes of all contributions: more than the rounding of
 
 def run(
     model, tokenizer, text: str, target, against, position: int | None, heads: bool, draws: int,
-    seed: int,
+    seed: int, progress,
 ) -> Attribution:  # fmt: skip
     subject = Subject.of(model)
     ids = _until(subject.encode(tokenizer, text), position)
     wanted, other = (subject_token(subject, tokenizer, token) for token in (target, against))
     bridge = as_bridge(model, tokenizer)
     logits, cache = run_at_end(bridge, ids)
+    if progress:
+        progress(1, 2)
     wanted = int(logits.argmax()) if wanted is None else wanted
     if wanted == other:
         raise UsageError("target and against are one token; give two different ones")

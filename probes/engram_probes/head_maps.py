@@ -95,13 +95,21 @@ class AttentionMap(Result):
             return np.zeros((len(self.layers), self.heads), bool)
         return self.heads_moved() > self.control_draws.max((0, 1))
 
+    @property
+    def draws(self) -> int:
+        """Of each control."""
+        return 0 if self.control_draws is None else self.control_draws.shape[1]
+
     def most_moved(self) -> tuple[int, int]:
         """Layer and head that the change moves most; of a model without a memory the first."""
         if self.moved is None:
             return self.layers[0], 0
-        values = self.heads_moved()
-        layer, head = np.unravel_index(values.argmax(), values.shape)
-        return self.layers[layer], int(head)
+        place = int(self.heads_moved().max(1).argmax())
+        return self.layers[place], self.most_moved_of(self.layers[place])
+
+    def most_moved_of(self, layer: int) -> int:
+        """Head of a layer that the change moves most."""
+        return 0 if self.moved is None else int(self.heads_moved()[self._place(layer)].argmax())
 
     def values(self, layer: int, shown: Shown = "difference") -> np.ndarray:
         """Patterns of a layer's heads, [H, query, key]: with the memory, without, or the
@@ -112,14 +120,17 @@ class AttentionMap(Result):
         """
         if shown not in SHOWN:
             raise UsageError(f"nothing called {shown!r}; use one of {', '.join(SHOWN)}")
-        if layer not in self.layers:
-            raise UsageError(f"no attention in layer {layer}; it is in {list(self.layers)}")
-        at = self.layers.index(layer)
+        at = self._place(layer)
         if shown == "with":
             return self.pattern[at]
         if self.changed is None:
             raise UsageError(f"{self._name} has no memory that could be changed")
         return self.changed[at] - (0 if shown == "without" else self.pattern[at])
+
+    def _place(self, layer: int) -> int:
+        if layer not in self.layers:
+            raise UsageError(f"no attention in layer {layer}; it is in {list(self.layers)}")
+        return self.layers.index(layer)
 
     @property
     def _name(self) -> str:

@@ -15,7 +15,7 @@ from engram_probes.figures.style import (
 )
 from engram_probes.head_maps import SHOWN, AttentionMap, Shown
 
-TILE = 64  # most cells along a side of a small pattern
+TILE = 48  # most cells along a side of a small pattern
 ACROSS = 4  # small patterns in a row
 PIXELS = 210  # of a small pattern
 BEYOND = "●"

@@ -1,0 +1,171 @@
+"""Attribution: who wrote a logit, and what of it the memory did, row by row."""
+
+import streamlit as st
+
+from engram_app.explorer.hooked import hooked_probe
+from engram_app.explorer.page import draw, finding, origin, plain
+from engram_app.explorer.state import (
+    Looking,
+    choose_models,
+    choose_text,
+    keep,
+    pick,
+    position,
+    remember,
+    select,
+    switch,
+)
+from engram_app.explorer.strip import token_strip
+from engram_app.explorer.tokens import Line, read_line
+from engram_probes.attribution import ROW, Attribution
+
+LIKELIEST, NOTHING = "the likeliest", "nothing"
+LONG = 1000  # characters of a text that takes more than a second
+COMPONENT = "attribution_component"
+
+
+def choose_token(label: str, key: str, first: str, line: Line, at: int) -> int | str | None:
+    """A token: the likeliest next ones are offered, any other can be typed; None: `first`."""
+    offered = line.next_tokens(at)
+    options = [first, *offered]
+    keep(key)
+    chosen = st.selectbox(
+        label,
+        options,
+        key=key,
+        accept_new_options=True,
+        help="Choose, or type one token; · is the space before it, as in ·Paris.",
+        bind="query-params",
+    )
+    remember(key)
+    if not chosen or chosen == first:
+        return None
+    return offered.get(chosen, chosen.replace("·", " "))
+
+
+def numbers_of(found: Attribution) -> None:
+    """Logit and probability, with the memory and without."""
+    columns = st.columns(4)
+    columns[0].metric("Logit" if found.against is None else "Difference", f"{found.logit:.2f}")
+    columns[1].metric("Probability", f"{found.probability:.2%}", help=f"rank {found.rank}")
+    if found.logit_without_memory is None or found.probability_without_memory is None:
+        return
+    columns[2].metric(
+        "Written by the memory itself",
+        f"{found.memory:+.2f}",
+        help="The memory's rows and convolution, read by the end of the model directly",
+    )
+    columns[3].metric(
+        "Without the memory",
+        f"{found.logit_without_memory:.2f}",
+        f"{found.logit_without_memory - found.logit:+.2f}",
+        delta_color="off",
+        help="All memories silenced, and all that reads them changed accordingly: probability "
+        f"{found.probability_without_memory:.2%}",
+    )
+
+
+def component_panel(found: Attribution, looking: Looking, text: str, at: int, line: Line) -> None:
+    """One component in words, and the page on which to go on."""
+    state, names = st.session_state, list(found.components)
+    memory = found.memory_frame()
+    if state.get(f"kept_{COMPONENT}") not in names and COMPONENT not in state and len(memory):
+        state[COMPONENT] = memory["component"][memory["contribution"].abs().idxmax()]
+    keep(COMPONENT, names)
+    if state.get(COMPONENT) not in names:
+        state.pop(COMPONENT, None)
+    chosen = st.selectbox("Component", names, key=COMPONENT, bind="query-params")
+    remember(COMPONENT)
+    st.markdown(plain(found.about(chosen)))
+    layer = chosen.split("_")[0]
+    with st.container(horizontal=True):
+        if row := ROW.fullmatch(chosen):
+            slot = int(found.slots[found.components.index(chosen)])
+            if st.button("This row in Slots", icon=":material/table_rows:"):
+                select(text, at)
+                state["picked_row"] = ((looking.path, line.ngram(at)), (int(row[1]), slot))
+                st.switch_page("app_pages/slots.py")
+        if "_engram_" in chosen and st.button("This memory in Gates", icon=":material/tune:"):
+            select(text, at)
+            state["kept_layer"] = layer
+            st.switch_page("app_pages/gates.py")
+        if "_attn_" in chosen and st.button("These heads", icon=":material/hub:"):
+            select(text, at)
+            state["kept_layer"] = layer
+            state["kept_heads_head"] = chosen.partition("_head")[2] or "most"
+            st.switch_page("app_pages/heads.py")
+
+
+def _take(component: str) -> None:
+    st.session_state[COMPONENT] = component
+
+
+def figures(found: Attribution) -> None:
+    of = f"“{found.target}”"
+    of += "" if found.against is None else f" less “{found.against}”"
+    draw(found.figure("parts"), f"Logit of {of} by part of the model", "attribution_parts")
+    if found.logit_without_memory is not None:
+        draw(
+            found.figure("memory"),
+            "What the memory wrote, piece by piece",
+            "attribution_memory",
+            frame=found.memory_frame,
+            on_bar=_take,
+        )
+        st.caption(
+            "Lines: what rows drawn at random from the same part of the table would add through "
+            "the same gate, 95%. A bar that ends within its line is no more than any row does."
+        )
+    draw(
+        found.figure(),
+        f"Logit of {of} by component",
+        "attribution_components",
+        frame=found.to_frame,
+        on_bar=_take,
+    )
+
+
+def page() -> None:
+    looking = choose_models()
+    st.title("Attribution", anchor=False)
+    text = choose_text()
+    line = read_line(looking.path, text)
+    at = position(len(line.tokens), text, len(line.tokens) - 1)
+    pick(text, token_strip(line.tokens, line.values, line.special, line.scale, at, line.quantity))
+    with st.container(horizontal=True, vertical_alignment="bottom", gap="medium"):
+        target = choose_token("Logit of", "attribution_target", LIKELIEST, line, at)
+        against = choose_token("less that of", "attribution_against", NOTHING, line, at)
+        heads = switch("Attention by its heads", "attribution_heads")
+    found = hooked_probe(
+        "attribute",
+        looking.path,
+        text,
+        target,
+        against,
+        position=at,
+        heads=heads,
+        _slow=len(text) > LONG,
+    )
+    finding(found.summary())
+    numbers_of(found)
+    figures(found)
+    component_panel(found, looking, text, at, line)
+    options = {"target": target, "against": against}
+    given = [f"{name}={value!r}" for name, value in options.items() if value is not None]
+    given += [f"position={at}", *(["heads=True"] if heads else [])]
+    words = [
+        word
+        for name, token in (("--target", found.target_id), ("--against", found.against_id))
+        if token is not None
+        for word in (name, line.as_typed(token))
+    ]
+    words += ["--position", str(at), *(["--heads"] if heads else [])]
+    call = f"ep.attribute(model, tokenizer, text, {', '.join(given)})"
+    origin(
+        found,
+        looking.command("attribute", "--text", text, *words),
+        looking.python(call, text=text),
+    )
+
+
+page()
