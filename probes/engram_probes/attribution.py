@@ -178,6 +178,13 @@ class Attribution(Result):
         frame = pd.DataFrame([self._piece(i) for i in places])
         return frame.astype({"row": "Int64", "order": "Int64", "head": "Int64"} if places else {})
 
+    def largest(self) -> str:
+        """The component of the memory that adds most, of either sign; of a model without one of
+        all."""
+        of = [part == "memory" for part in self.parts]
+        sizes = np.abs(self.contribution) * (of if any(of) else 1)
+        return self.components[int(sizes.argmax())]
+
     def about(self, component: str) -> str:
         """What a component is and adds, in a sentence.
 

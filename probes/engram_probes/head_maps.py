@@ -127,6 +127,10 @@ class AttentionMap(Result):
             raise UsageError(f"{self._name} has no memory that could be changed")
         return self.changed[at] - (0 if shown == "without" else self.pattern[at])
 
+    def named(self, shown: Shown) -> str:
+        """What of a pattern is shown, in words."""
+        return "attention" if self.changed is None else SHOWN[shown]
+
     def _place(self, layer: int) -> int:
         if layer not in self.layers:
             raise UsageError(f"no attention in layer {layer}; it is in {list(self.layers)}")

@@ -13,7 +13,7 @@ from engram_probes.figures.style import (
     heatmap_height,
     layer_axis,
 )
-from engram_probes.head_maps import SHOWN, AttentionMap, Shown
+from engram_probes.head_maps import AttentionMap, Shown
 
 TILE = 48  # most cells along a side of a small pattern
 ACROSS = 4  # small patterns in a row
@@ -76,7 +76,7 @@ def one_figure(result: AttentionMap, layer: int, head: int, shown: Shown) -> go.
     figure = square(
         values[head], result.tokens, _scale(values, shown), _colour(shown), result.block
     )
-    name = f"head {head} of layer {layer}, {SHOWN[shown]}"
+    name = f"head {head} of layer {layer}, {result.named(shown)}"
     own = values[head]
     query, key = np.unravel_index(np.abs(own[1:]).argmax(), own[1:].shape)
     first, second = (int(place) * result.block for place in (query + 1, key))
@@ -116,10 +116,10 @@ def layer_figure(result: AttentionMap, layer: int, shown: Shown) -> go.Figure:
     figure.update_xaxes(range=[-0.5, grid.shape[1] - 0.5], **blank)
     figure.update_yaxes(range=[grid.shape[0] - 0.5, -0.5], scaleanchor="x", **blank)
     alt = (
-        f"Attention patterns of the {len(tiles)} heads of layer {layer}, {SHOWN[shown]}, side by "
+        f"Attention patterns of the {len(tiles)} heads of layer {layer}, {result.named(shown)}, side by "
         "side; in each a row is a query, the first on top, and a column a key."
     )
-    title = f"Heads of layer {layer}: {SHOWN[shown]}"
+    title = f"Heads of layer {layer}: {result.named(shown)}"
     return finish(figure, title, alt, 130 + rows * PIXELS)
 
 

@@ -1,5 +1,7 @@
 """Attribution: who wrote a logit, and what of it the memory did, row by row."""
 
+from collections.abc import Callable
+
 import streamlit as st
 
 from engram_app.explorer.hooked import hooked_probe
@@ -67,14 +69,11 @@ def numbers_of(found: Attribution) -> None:
 
 def component_panel(found: Attribution, looking: Looking, text: str, at: int, line: Line) -> None:
     """One component in words, and the page on which to go on."""
-    state, names = st.session_state, list(found.components)
-    memory = found.memory_frame()
-    if state.get(f"kept_{COMPONENT}") not in names and COMPONENT not in state and len(memory):
-        state[COMPONENT] = memory["component"][memory["contribution"].abs().idxmax()]
+    state, names = st.session_state, found.components
     keep(COMPONENT, names)
-    if state.get(COMPONENT) not in names:
-        state.pop(COMPONENT, None)
-    chosen = st.selectbox("Component", names, key=COMPONENT, bind="query-params")
+    chosen = st.selectbox(
+        "Component", names, names.index(found.largest()), key=COMPONENT, bind="query-params"
+    )
     remember(COMPONENT)
     st.markdown(plain(found.about(chosen)))
     layer = chosen.split("_")[0]
@@ -96,8 +95,12 @@ def component_panel(found: Attribution, looking: Looking, text: str, at: int, li
             st.switch_page("app_pages/heads.py")
 
 
-def _take(component: str) -> None:
-    st.session_state[COMPONENT] = component
+def _taking(found: Attribution) -> Callable[[str], None]:
+    def take(name: str) -> None:
+        if name in found.components:  # not the bar of the smallest together
+            st.session_state[COMPONENT] = name
+
+    return take
 
 
 def figures(found: Attribution) -> None:
@@ -110,7 +113,7 @@ def figures(found: Attribution) -> None:
             "What the memory wrote, piece by piece",
             "attribution_memory",
             frame=found.memory_frame,
-            on_bar=_take,
+            on_bar=_taking(found),
         )
         st.caption(
             "Lines: what rows drawn at random from the same part of the table would add through "
@@ -121,7 +124,7 @@ def figures(found: Attribution) -> None:
         f"Logit of {of} by component",
         "attribution_components",
         frame=found.to_frame,
-        on_bar=_take,
+        on_bar=_taking(found),
     )
 
 

@@ -18,7 +18,7 @@ from engram_app.explorer.state import (
 from engram_app.explorer.strip import token_strip
 from engram_app.measures import moved_values
 from engram_probes.figures.head_maps import head_at
-from engram_probes.head_maps import SHOWN, AttentionMap, Shown
+from engram_probes.head_maps import AttentionMap, Shown
 
 MOST = "most"
 LONG = 1000  # characters of a text of which fewer draws are made
@@ -47,7 +47,7 @@ def heads(looking: Looking, text: str) -> None:
     layer, head, shown = _controls(found)
     draw(
         found.figure("layer", layer, shown=shown),
-        f"All heads of layer {layer}, {SHOWN[shown]}",
+        f"All heads of layer {layer}, {found.named(shown)}",
         "heads_layer",
         on_cell=lambda row, column: _take_head(layer, head_at(found, row, column)),
     )
@@ -110,7 +110,7 @@ def _one_head(found: AttentionMap, layer: int, head: int, shown: Shown, at: int,
     with left:
         draw(
             figure,
-            f"Head {head} of layer {layer}, {SHOWN[shown]}",
+            f"Head {head} of layer {layer}, {found.named(shown)}",
             "heads_pattern",
             on_cell=lambda query, _key: select(text, min(query * block, len(found.tokens) - 1)),
         )
