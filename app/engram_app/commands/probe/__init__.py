@@ -8,6 +8,7 @@ from engram_app.commands.probe.cka import cka
 from engram_app.commands.probe.edit import edit
 from engram_app.commands.probe.gates import gates
 from engram_app.commands.probe.heads import heads
+from engram_app.commands.probe.intervene import intervene
 from engram_app.commands.probe.lens import lens
 from engram_app.commands.probe.linear import linear
 from engram_app.commands.probe.patch import patch
@@ -23,6 +24,7 @@ app = typer.Typer(
 )
 COMMANDS = (
     gates, lens, cka, attention, heads, routing, attribute, patch, edit, suppress, slots, rows,
+    gates, lens, cka, attention, routing, attribute, patch, edit, suppress, intervene, slots, rows,
     linear,
 )  # fmt: skip
 for command in COMMANDS:

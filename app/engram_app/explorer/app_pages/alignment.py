@@ -5,7 +5,7 @@ import shlex
 import streamlit as st
 
 from engram_app.explorer import cached
-from engram_app.explorer.page import draw, finding, numbers, origin, plain
+from engram_app.explorer.page import draw, finding, numbers, origin, plain, requested
 from engram_app.explorer.saved import find_saved
 from engram_app.explorer.state import Looking, choose_models
 from engram_probes.alignment import Alignment
@@ -14,23 +14,13 @@ from engram_probes.alignment import Alignment
 def compute(looking: Looking) -> Alignment | None:
     """A button; once pressed, the alignment, computed here."""
     assert looking.twin is not None
-    asked = ("alignment", looking.path, looking.twin)
-    if asked not in st.session_state:
-        st.markdown(
-            plain(f"No saved alignment of {looking.name} and {looking.twin_name}. Computing one ")
-            + f"on {cached.ALIGNMENT_DOCUMENTS} documents of the synthetic world takes a minute."
-        )
-        if not st.button("Compute it", type="primary", icon=":material/play_arrow:"):
-            return None
-        st.session_state[asked] = True
-    bar = st.progress(0.0, "Opening the models …")
-
-    def update(done: int, total: int | None) -> None:
-        bar.progress(min(1.0, done / (total or done or 1)), f"{done} of {total} documents")
-
-    result = cached.alignment(looking.path, looking.twin, update)
-    bar.empty()
-    return result
+    why = (
+        f"No saved alignment of {looking.name} and {looking.twin_name}. Computing one on "
+        f"{cached.ALIGNMENT_DOCUMENTS} documents of the synthetic world takes a minute."
+    )
+    if not requested(f"alignment_{looking.path}_{looking.twin}", "Compute it", why):
+        return None
+    return cached.alignment(looking.path, looking.twin)
 
 
 def show(result: Alignment, command: list[str]) -> None:
@@ -60,7 +50,7 @@ def page() -> None:
     if result is None:
         return
     data = ("--data", cached.ALIGNMENT_DATA, "--documents", str(cached.ALIGNMENT_DOCUMENTS))
-    show(result, shlex.split(result.provenance.command) or looking.command("cka", *data))
+    show(result, shlex.split(result.provenance.command) or looking.command("cka", *data, twin=True))
 
 
 page()

@@ -83,7 +83,7 @@ def page() -> None:
         st.caption(f"{WINDOW} of {len(tokens)} positions are in view; drag to see the others.")
     numbers(lens.token_frame(), "lens_tokens", "Every depth and position")
     curves(lens, looking, text)
-    origin(lens, looking.command("lens", "--text", text))
+    origin(lens, looking.command("lens", "--text", text, twin=True))
 
 
 page()
