@@ -5,10 +5,11 @@ Invisible markers over the cells are selected instead, and tell by hovering what
 
 import re
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
-if TYPE_CHECKING:
+import plotly.graph_objects as go
+
 MOST_CELLS = 20_000
 OnCell = Callable[[int, int], None]
 

@@ -116,8 +116,8 @@ def layer_figure(result: AttentionMap, layer: int, shown: Shown) -> go.Figure:
     figure.update_xaxes(range=[-0.5, grid.shape[1] - 0.5], **blank)
     figure.update_yaxes(range=[grid.shape[0] - 0.5, -0.5], scaleanchor="x", **blank)
     alt = (
-        f"Attention patterns of the {len(tiles)} heads of layer {layer}, {result.named(shown)}, side "
-        "by side; in each a row is a query, the first on top, and a column a key."
+        f"Attention patterns of the {len(tiles)} heads of layer {layer}, {result.named(shown)}, "
+        "side by side; in each a row is a query, the first on top, and a column a key."
     )
     title = f"Heads of layer {layer}: {result.named(shown)}"
     return finish(figure, title, alt, 130 + rows * PIXELS)

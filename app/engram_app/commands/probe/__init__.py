@@ -23,9 +23,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 COMMANDS = (
-    gates, lens, cka, attention, heads, routing, attribute, patch, edit, suppress, slots, rows,
-    gates, lens, cka, attention, routing, attribute, patch, edit, suppress, intervene, slots, rows,
-    linear,
+    gates, lens, cka, attention, heads, routing, attribute, patch, edit, suppress, intervene,
+    slots, rows, linear,
 )  # fmt: skip
 for command in COMMANDS:
     app.command()(command)
