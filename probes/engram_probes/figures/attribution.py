@@ -7,13 +7,14 @@ from engram_probes.attribution import PARTS, Attribution
 from engram_probes.figures.style import CATEGORICAL, escaped, finish
 
 COLOURS = {
-    "embed": "#999999",
+    "embed": "#AAAAAA",
     "attention": CATEGORICAL[0],
     "mlp": CATEGORICAL[2],
     "memory": CATEGORICAL[1],
-    "bias": "#666666",
-    "remainder": "#222222",
+    "bias": "#8A8A8A",
+    "remainder": "#777777",
 }
+INTERVAL = "#777777"  # legible on white and on black
 BAR = 22  # pixels
 SEEN = 0.005  # of a remainder that is more than rounding
 
@@ -102,7 +103,7 @@ def _add_random(figure: go.Figure, result: Attribution, kept: np.ndarray) -> Non
                 y=y,
                 mode="lines",
                 name="rows drawn at random, 95%",
-                line={"color": "#222222", "width": 2},
+                line={"color": INTERVAL, "width": 2},
                 hovertemplate="a random row: %{x:.3f} logits<extra></extra>",
             )
         )

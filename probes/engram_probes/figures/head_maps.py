@@ -17,7 +17,7 @@ from engram_probes.head_maps import AttentionMap, Shown
 
 TILE = 48  # most cells along a side of a small pattern
 ACROSS = 4  # small patterns in a row
-PIXELS = 210  # of a small pattern
+PIXELS = 190  # of a small pattern
 BEYOND = "●"
 
 
@@ -120,7 +120,8 @@ def layer_figure(result: AttentionMap, layer: int, shown: Shown) -> go.Figure:
         "side by side; in each a row is a query, the first on top, and a column a key."
     )
     title = f"Heads of layer {layer}: {result.named(shown)}"
-    return finish(figure, title, alt, 130 + rows * PIXELS)
+    figure = finish(figure, title, alt, 110 + rows * PIXELS)
+    return figure.update_layout(margin={"l": 20})
 
 
 def head_at(result: AttentionMap, row: int, column: int) -> int | None:

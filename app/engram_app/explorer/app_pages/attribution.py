@@ -1,6 +1,7 @@
 """Attribution: who wrote a logit, and what of it the memory did, row by row."""
 
 from collections.abc import Callable
+from typing import Any
 
 import streamlit as st
 
@@ -76,23 +77,24 @@ def component_panel(found: Attribution, looking: Looking, text: str, at: int, li
     )
     remember(COMPONENT)
     st.markdown(plain(found.about(chosen)))
-    layer = chosen.split("_")[0]
+    layer, row = chosen.split("_")[0], ROW.fullmatch(chosen)
+    ways: dict[str, tuple[str, str, dict[str, Any]]] = {}
+    if row:
+        slot = int(found.slots[names.index(chosen)])
+        picked = ((looking.path, line.ngram(at)), (int(layer), slot))
+        ways["This row in Slots"] = ("slots", "table_rows", {"picked_row": picked})
+    if "_engram_" in chosen:
+        ways["This memory in Gates"] = ("gates", "tune", {"kept_layer": layer})
+    if "_attn_" in chosen:
+        head = chosen.partition("_head")[2] or "most"
+        ways["These heads"] = ("heads", "hub", {"kept_layer": layer, "kept_heads_head": head})
     with st.container(horizontal=True):
-        if row := ROW.fullmatch(chosen):
-            slot = int(found.slots[found.components.index(chosen)])
-            if st.button("This row in Slots", icon=":material/table_rows:"):
+        for label, (page, icon, selected) in ways.items():
+            if st.button(label, icon=f":material/{icon}:"):
                 select(text, at)
-                state["picked_row"] = ((looking.path, line.ngram(at)), (int(row[1]), slot))
-                st.switch_page("app_pages/slots.py")
-        if "_engram_" in chosen and st.button("This memory in Gates", icon=":material/tune:"):
-            select(text, at)
-            state["kept_layer"] = layer
-            st.switch_page("app_pages/gates.py")
-        if "_attn_" in chosen and st.button("These heads", icon=":material/hub:"):
-            select(text, at)
-            state["kept_layer"] = layer
-            state["kept_heads_head"] = chosen.partition("_head")[2] or "most"
-            st.switch_page("app_pages/heads.py")
+                state.update(selected)
+                # Streamlit refuses to drop what widgets hold in the URL; each page puts it back.
+                st.switch_page(f"app_pages/{page}.py", query_params={"pos": str(at)})
 
 
 def _taking(found: Attribution) -> Callable[[str], None]:
@@ -103,9 +105,9 @@ def _taking(found: Attribution) -> Callable[[str], None]:
     return take
 
 
-def figures(found: Attribution) -> None:
-    of = f"“{found.target}”"
-    of += "" if found.against is None else f" less “{found.against}”"
+def memory_figures(found: Attribution) -> None:
+    """What each part of the model wrote, and each piece of the memory."""
+    of = _of(found)
     draw(found.figure("parts"), f"Logit of {of} by part of the model", "attribution_parts")
     if found.logit_without_memory is not None:
         draw(
@@ -119,13 +121,11 @@ def figures(found: Attribution) -> None:
             "Lines: what rows drawn at random from the same part of the table would add through "
             "the same gate, 95%. A bar that ends within its line is no more than any row does."
         )
-    draw(
-        found.figure(),
-        f"Logit of {of} by component",
-        "attribution_components",
-        frame=found.to_frame,
-        on_bar=_taking(found),
-    )
+
+
+def _of(found: Attribution) -> str:
+    less = "" if found.against is None else f" less “{found.against}”"
+    return f"“{found.target}”{less}"
 
 
 def page() -> None:
@@ -151,8 +151,15 @@ def page() -> None:
     )
     finding(found.summary())
     numbers_of(found)
-    figures(found)
+    memory_figures(found)
     component_panel(found, looking, text, at, line)
+    draw(
+        found.figure(),
+        f"Logit of {_of(found)} by component",
+        "attribution_components",
+        frame=found.to_frame,
+        on_bar=_taking(found),
+    )
     options = {"target": target, "against": against}
     given = [f"{name}={value!r}" for name, value in options.items() if value is not None]
     given += [f"position={at}", *(["heads=True"] if heads else [])]

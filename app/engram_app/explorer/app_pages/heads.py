@@ -24,7 +24,13 @@ MOST = "most"
 LONG = 1000  # characters of a text of which fewer draws are made
 DRAWS, FEW_DRAWS = 8, 2
 KEYS = 8  # in the table of what a token looks at
-FORMATS = {"with the memory": "%.3f", "without": "%.3f", "difference": "%+.3f"}
+SIDE = 560  # pixels of the large pattern
+COLUMNS = {
+    "position": st.column_config.NumberColumn("At"),
+    "with the memory": st.column_config.NumberColumn("With", format="%.3f"),
+    "without": st.column_config.NumberColumn("Without", format="%.3f"),
+    "difference": st.column_config.NumberColumn("Change", format="%+.3f"),
+}
 NAMES: dict[Shown, str] = {
     "difference": "Difference",
     "with": "With the memory",
@@ -101,6 +107,7 @@ def _one_head(found: AttentionMap, layer: int, head: int, shown: Shown, at: int,
     block = found.block
     figure = found.figure("pattern", layer, head, shown)
     row = at // block * block
+    figure.update_layout(height=SIDE)
     figure.add_hrect(
         y0=row - 0.5,
         y1=row + block - 0.5,
@@ -121,11 +128,7 @@ def _one_head(found: AttentionMap, layer: int, head: int, shown: Shown, at: int,
             table.head(KEYS),
             hide_index=True,
             alt=f"Keys that position {at} gives most attention, head {head} of layer {layer}",
-            column_config={
-                name: st.column_config.NumberColumn(name.capitalize(), format=form)
-                for name, form in FORMATS.items()
-                if name in table
-            },
+            column_config=COLUMNS,
         )
         st.caption(f"The {min(KEYS, len(table))} keys with the most attention of {len(table)}.")
 
