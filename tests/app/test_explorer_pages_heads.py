@@ -108,18 +108,12 @@ def test_attribution_at_a_position_of_two_tokens(explorer):
     assert at.metric[0].label == "Difference"
 
 
-def test_attribution_of_a_token_typed(explorer):
-    at = explorer("attribution")
-    typed(at, "·boats")
-    assert "The logit of “·boats”" in texts(at) and not at.error
-    typed(at, "no such token")
-    assert "tokens" in at.error[0].value and "not one" in at.error[0].value
-
-
-def typed(at, token):
-    """What a browser sends for an option that was typed: `AppTest` takes offered ones only."""
-    at.session_state["attribution_target"] = token
-    at.run()
+def test_attribution_of_a_token_less_itself_is_one_line(explorer):
+    at = explorer("attribution", pos="4")
+    for key in ("attribution_target", "attribution_against"):
+        select = at.selectbox(key=key)
+        select.set_value(select.options[1]).run()
+    assert "one token; give two different ones" in at.error[0].value and len(at.error) == 1
 
 
 def test_attribution_by_heads(explorer):

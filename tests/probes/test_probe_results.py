@@ -35,6 +35,7 @@ DOCS = Path(__file__).parents[2] / "docs"
         "patching",
         "routing",
         "attention",
+        "head_map",
     ]
 )
 def result(request):

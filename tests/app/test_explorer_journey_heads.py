@@ -1,0 +1,7 @@
+"""Journeys in a browser: which head the memory serves, and who wrote a logit."""
+
+import re
+
+import pytest
+
+pytestmark = pytest.mark.browser
