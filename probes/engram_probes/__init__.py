@@ -2,6 +2,7 @@
 
 _HOME = {
     "Alignment": "alignment",
+    "AttentionMap": "head_maps",
     "AttentionPatterns": "attention",
     "Attribution": "attribution",
     "CompressionAudit": "compression_audit",
@@ -21,6 +22,7 @@ _HOME = {
     "TrainingAlignment": "alignment_training",
     "TunedLens": "tuned_lens",
     "alignment_over_training": "alignment_training",
+    "attention_map": "head_maps",
     "attention_patterns": "attention",
     "attribute": "attribution",
     "audit_compression": "compression_audit",

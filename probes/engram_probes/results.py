@@ -24,6 +24,7 @@ SCHEMA = 1
 JSON_FILE, ARRAYS_FILE = "result.json", "arrays.safetensors"
 KINDS = {
     "attention": "attention.AttentionPatterns",
+    "attention-map": "head_maps.AttentionMap",
     "attribution": "attribution.Attribution",
     "edit": "editing.Edit",
     "gates": "gates.GateMap",

@@ -362,6 +362,18 @@ def test_probe_attention(engram, tmp_path):
     assert row["zero"] == pytest.approx(result.layer_change[0, result.score("near"), 1])
 
 
+def test_probe_heads(engram, tmp_path):
+    words = ("probe", "heads", "memory", "--text", TEXT, "--draws", 2, "--out", tmp_path, "--json")
+    code, out, _ = engram(*words)
+    document, result = json.loads(out), ep.load_result(tmp_path)
+    assert code == 0 and document["summary"] == result.summary() and result.draws == 2
+    assert len(document["table"]) == len(result.layers) * result.heads
+    row = next(r for r in document["table"] if (r["layer"], r["head"]) == (2, 1))
+    assert row["moved"] == pytest.approx(float(result.heads_moved()[2, 1]))
+    code, _, err = engram(*words[:5], "--how", "melt")
+    assert code == 2 and "no change 'melt'" in err
+
+
 def test_eval(engram, corpus):
     code, out, _ = engram("eval", "memory", "--data", corpus, "--json")
     losses = json.loads(out)["sources"]

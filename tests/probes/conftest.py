@@ -212,3 +212,10 @@ def token_comparison(engram, twin, tokenizer, texts, gates, predictions):
 
     other = ep.next_tokens(twin, tokenizer, texts[1])
     return ep.compare_tokens(predictions, other, (gates, None))
+
+
+@pytest.fixture(scope="session")
+def head_map(engram, tokenizer, texts):
+    import engram_probes as ep
+
+    return ep.attention_map(engram, tokenizer, texts[1], draws=2)

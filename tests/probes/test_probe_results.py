@@ -37,6 +37,7 @@ DOCS = Path(__file__).parents[2] / "docs"
         "attention",
         "predictions",
         "token_comparison",
+        "head_map",
     ]
 )
 def result(request):
