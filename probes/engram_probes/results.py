@@ -40,6 +40,7 @@ KINDS = {
     "row-contexts": "contexts.RowContexts",
     "routing": "routing.ExpertRouting",
     "row-load": "row_use.RowLoad",
+    "rows": "row_inspection.RowInspection",
     "linear": "linear.LinearProbe",
     "tuned-lens": "tuned_lens.TunedLens",
     "patch": "patching.AttributionPatching",

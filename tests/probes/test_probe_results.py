@@ -29,6 +29,7 @@ DOCS = Path(__file__).parents[2] / "docs"
         "suppression",
         "slots",
         "row_load",
+        "rows_of_ngram",
         "contexts",
         "audit",
         "linear",
