@@ -39,6 +39,7 @@ def plain(model, ids: list[int], topk: int = 5) -> dict[str, np.ndarray]:
             half = (p[t] + q[d, t]) / 2
             out["js"][d, t] = 0.5 * sum(np.sum(r * np.log(r / half)) for r in (p[t], q[d, t]))
             out["entropy"][d, t] = -np.sum(q[d, t] * np.log(q[d, t]))
+            out["final_rank"][d, t] = 1 + np.sum(q[d, t] > q[d, t, top[-1, t, 0]])
             out["topk_overlap"][d, t] = len(set(top[d, t]) & set(top[-1, t])) / topk
             out["top1_agreement"][d, t] = top[d, t, 0] == top[-1, t, 0]
             out["settled"][d, t] = all(
