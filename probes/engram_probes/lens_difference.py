@@ -128,6 +128,27 @@ class LensDifference(Result):
             }
         )
 
+    def token_frame(self) -> "pandas.DataFrame":
+        """Of a single text: one row for each depth and position, every metric of both.
+
+        Raises:
+            UsageError: lenses over a corpus.
+        """
+        import pandas as pd
+
+        shape = self.grids().shape[1:]
+        depth, position = (index.ravel() for index in np.indices(shape))
+        columns: dict[str, Any] = {
+            "depth": depth,
+            "position": position,
+            "token": np.array(self.tokens_of_text, dtype=object)[position],
+        }
+        for side, name in enumerate(("model", "other")):
+            tops = self.top1_texts[side] if self.top1_texts else ()
+            columns[f"top1_{name}"] = [text for row in tops for text in row]
+            columns |= {f"{what}_{name}": self.grids(what)[side].ravel() for what in self.metrics}
+        return pd.DataFrame(columns)
+
     def grids(self, what: str = "kl") -> np.ndarray:
         """Of a single text: a metric, or `top1_prob`, of both at each place, [2, D, p].
 
