@@ -28,6 +28,7 @@ KINDS = {
     "edit": "editing.Edit",
     "gates": "gates.GateMap",
     "gate-profile": "gate_profiles.GateProfile",
+    "intervention": "interventions.Intervention",
     "lens": "lens.LogitLens",
     "lens-difference": "lens_difference.LensDifference",
     "cka": "alignment.Alignment",

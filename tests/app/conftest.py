@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from explorer_page import TEXT as SENTENCE
 
 ARGUMENTS = ["--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"]
 TEXT = "The harbour master of Varnholm counts the boats at dusk."
@@ -56,6 +57,29 @@ def engram(monkeypatch, capsys, pair):
         return exited.value.code or 0, captured.out, captured.err
 
     return run
+
+
+@pytest.fixture
+def explorer(pair, monkeypatch):
+    """Function: page, what the URL says -> the page of the explorer, run without a browser."""
+    from streamlit.testing.v1 import AppTest
+
+    import engram_app
+    from engram_app.explorer.opened import OPENED, Opened
+
+    def visit(page="overview", models=("memory", "plain"), results=(), **url):
+        opened = Opened([str(pair / name) for name in models], [str(path) for path in results])
+        monkeypatch.setenv(OPENED, opened.to_json())
+        app = Path(engram_app.__file__).parent / "explorer" / "app.py"
+        at = AppTest.from_file(str(app), default_timeout=60)
+        at.query_params.update({"text": SENTENCE, **url})
+        at.run()
+        if page != "overview":
+            at.switch_page(f"app_pages/{page}.py").run()
+        assert not at.exception
+        return at
+
+    return visit
 
 
 @pytest.fixture(scope="session")

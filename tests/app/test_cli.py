@@ -336,6 +336,20 @@ def test_probe_routing(engram, tmp_path):
     assert "routing of plain: 3 documents" in err
 
 
+def test_probe_intervene(engram, tmp_path):
+    words = ("probe", "intervene", "memory", "--text", TEXT, "--edit", "gate=0.9@pos=2-3")
+    words += ("--edit", "swap=New York@pos=4", "--generate", 2, "--controls", 2)
+    code, out, _ = engram(*words, "--out", tmp_path, "--json")
+    document, found = json.loads(out), ep.load_result(tmp_path)
+    assert code == 0 and document["summary"] == found.summary()
+    assert found.edits == ("gate=0.9@pos=2-3", "swap=New York@pos=4")
+    assert found.generated.shape == (2, 2) and found.control_kl.shape[0] == 3
+    assert [row["token"] for row in document["table"]] == list(found.tokens)
+    assert document["table"][0]["helped"] is None
+    code, _, err = engram(*words[:5], "--edit", "melt")
+    assert code == 2 and "no edit 'melt'" in err
+
+
 def test_probe_attention(engram, tmp_path):
     words = ("probe", "attention", "memory", "--text", TEXT, "--twin", "plain")
     few = ("--changes", "zero", "--sequences", 2, "--length", 5)

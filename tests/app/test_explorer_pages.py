@@ -1,45 +1,10 @@
 """Every page of the explorer, well and in error, run without a browser."""
 
-import json
-from pathlib import Path
-
 import pytest
-from streamlit.testing.v1 import AppTest
+from explorer_page import TEXT, figures, texts
 
-import engram_app
-from engram_app.explorer.opened import OPENED, Opened, results_in
+from engram_app.explorer.opened import Opened, results_in
 from engram_model.errors import CheckpointError
-
-APP = str(Path(engram_app.__file__).parent / "explorer" / "app.py")
-TEXT = "The miller of Ostrava counts the boats at dusk."
-
-
-@pytest.fixture
-def explorer(pair, monkeypatch):
-    """Function: page, what the URL says -> the page, run."""
-
-    def visit(page="overview", models=("memory", "plain"), results=(), **url):
-        opened = Opened([str(pair / name) for name in models], [str(path) for path in results])
-        monkeypatch.setenv(OPENED, opened.to_json())
-        at = AppTest.from_file(APP, default_timeout=60)
-        at.query_params.update({"text": TEXT, **url})
-        at.run()
-        if page != "overview":
-            at.switch_page(f"app_pages/{page}.py").run()
-        assert not at.exception
-        return at
-
-    return visit
-
-
-def texts(at):
-    """All that a page says, Markdown's escapes taken out."""
-    said = [element.value for kind in (at.markdown, at.caption, at.subheader) for element in kind]
-    return "\n".join(said).replace("\\", "")
-
-
-def figures(at):
-    return [json.loads(chart.proto.spec) for chart in at.get("plotly_chart")]
 
 
 def test_overview(explorer):

@@ -1,10 +1,14 @@
 """Models and results, computed once for all sessions of the server.
 
-A model is known by its path and a stamp of its files. Sessions are threads: one of them runs a
-model at a time.
+A model is known by its path and a stamp of its files, a result by its models and by what was asked.
+Sessions are threads: one of them runs a model at a time.
 """
 
 import hashlib
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Hashable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Lock
@@ -12,21 +16,18 @@ from typing import Any
 
 import streamlit as st
 
-from engram_probes.alignment import Alignment
-from engram_probes.gates import GateMap
-from engram_probes.lens import LogitLens
 from engram_probes.results import Result
 
 FILES = ("config.json", "tokenizer.json", "*.safetensors")
-ALIGNMENT_DATA = "world:?seed=0&split=valid&tokens=20K"
-ALIGNMENT_DOCUMENTS = 200
-ALIGNMENT_OPTIONS: dict[str, Any] = {"positions": "entity"}
-RUNNING = Lock()
+MOST_MODELS = 6
+MOST_BYTES = 256 * 2**20  # of results
+REDRAWN = 0.1  # seconds between two drawings of a progress bar
+Progress = Callable[[int, int | None], None]
 
 
 @dataclass(frozen=True, eq=False)
 class Held:
-    """An opened model. Take `RUNNING` to run it."""
+    """An opened model. Run it in `measured` only."""
 
     model: Any
     tokenizer: Any
@@ -39,7 +40,7 @@ def stamp(path: str) -> str:
     return hashlib.sha256(repr(state).encode()).hexdigest()[:16]
 
 
-@st.cache_resource(max_entries=4, show_spinner="Opening the model …")
+@st.cache_resource(max_entries=MOST_MODELS, show_spinner="Opening the model …")
 def _held(path: str, stamp: str) -> Held:
     from engram_app.opening import open_model
 
@@ -51,66 +52,148 @@ def held(path: str) -> Held:
     return _held(path, stamp(path))
 
 
-def weights(path: str) -> str:
-    """Checksum of a model's weights, as results carry it."""
-    from engram_probes.provenance import weights_sha256
+class Store:
+    """Results by key; those not asked for longest go first when there are too many bytes."""
 
-    return weights_sha256(held(path).model)
+    def __init__(self, most_bytes: int) -> None:
+        self._most = most_bytes
+        self._kept: OrderedDict[Hashable, tuple[Any, int]] = OrderedDict()
+        self._lock = Lock()
 
+    def get(self, key: Hashable) -> Any:
+        with self._lock:
+            if key not in self._kept:
+                return None
+            self._kept.move_to_end(key)
+            return self._kept[key][0]
 
-@st.cache_resource(max_entries=64, show_spinner=False)
-def _gates(path: str, stamp: str, text: str) -> GateMap:
-    from engram_probes import gate_map
+    def put(self, key: Hashable, value: Any) -> None:
+        with self._lock:
+            self._kept[key] = (value, _bytes(value))
+            while len(self._kept) > 1 and self.bytes > self._most:
+                self._kept.popitem(last=False)
 
-    one = _held(path, stamp)
-    with RUNNING:
-        return gate_map(one.model, one.tokenizer, text)
-
-
-def gates(path: str, text: str) -> GateMap:
-    """Gate map of a text; treat it as read-only."""
-    return _gates(path, stamp(path), text)
-
-
-@st.cache_resource(max_entries=64, show_spinner=False)
-def _lens(path: str, stamp: str, text: str) -> LogitLens:
-    from engram_probes import logit_lens
-
-    one = _held(path, stamp)
-    with RUNNING:
-        return logit_lens(one.model, one.tokenizer, text)
+    @property
+    def bytes(self) -> int:
+        return sum(size for _, size in self._kept.values())
 
 
-def lens(path: str, text: str) -> LogitLens:
-    """Logit lens of a text; treat it as read-only."""
-    return _lens(path, stamp(path), text)
+def _bytes(value: Any) -> int:
+    parts = value if isinstance(value, tuple) else (value,)
+    results = [part for part in parts if isinstance(part, Result)]
+    return sum(array.nbytes for result in results for array in result.arrays().values())
 
 
-@st.cache_resource(max_entries=4, show_spinner=False)
-def _alignment(path: str, stamp_a: str, other: str, stamp_b: str, _progress: Any) -> Alignment:
-    from itertools import islice
+@st.cache_resource
+def _store() -> Store:
+    return Store(MOST_BYTES)
 
-    from engram_model.corpora import describe, iter_documents
-    from engram_probes import cka
 
-    first, second = _held(path, stamp_a), _held(other, stamp_b)
-    documents = list(islice(iter_documents(ALIGNMENT_DATA), ALIGNMENT_DOCUMENTS))
-    with RUNNING:
-        result = cka(
-            first.model,
-            second.model,
-            first.tokenizer,
-            documents,
-            progress=_progress,
-            **ALIGNMENT_OPTIONS,
+@st.cache_resource(max_entries=64)
+def _running(path: str) -> Lock:
+    return Lock()
+
+
+def probe(name: str, path: str, *arguments: Hashable, _slow: bool = False, **options: Any) -> Any:
+    """A probe's result for one model: `engram_probes.NAME(model, tokenizer, *arguments)`.
+
+    Args:
+        arguments, options: of the probe, hashable; they and the model are what it is kept by.
+        _slow: it may take more than a second: progress is shown and it can be stopped.
+    """
+    return _probe(name, (path,), arguments, _slow, options)
+
+
+def pair_probe(
+    name: str, path: str, other: str, *arguments: Hashable, _slow: bool = True, **options: Any
+) -> Any:
+    """As `probe`, of two models: `engram_probes.NAME(model, other model, tokenizer, ...)`."""
+    return _probe(name, (path, other), arguments, _slow, options)
+
+
+def _probe(
+    name: str, paths: tuple[str, ...], arguments: tuple, slow: bool, options: dict[str, Any]
+) -> Any:
+    def compute(*models: Held, progress: Progress | None) -> Any:
+        import engram_probes
+
+        told = {"progress": progress} if progress else {}
+        opened = [one.model for one in models]
+        return getattr(engram_probes, name)(
+            *opened, models[0].tokenizer, *arguments, **options, **told
         )
-    corpus = {**result.provenance.corpus, "source": describe(ALIGNMENT_DATA)}
-    return result.with_provenance(corpus=corpus)
+
+    return measured((name, arguments, tuple(sorted(options.items()))), paths, compute, slow)
 
 
-def alignment(path: str, other: str, progress: Any) -> Alignment:
-    """Alignment of two models, computed here; `progress` is called with (done, total)."""
-    return _alignment(path, stamp(path), other, stamp(other), progress)
+def measured(
+    key: Hashable, paths: tuple[str, ...], compute: Callable[..., Any], slow: bool = False
+) -> Any:
+    """What `compute(*models, progress=)` gives, computed once; treat it as read-only.
+
+    Args:
+        key: what is asked, models apart.
+        paths: of the models; nobody else runs them meanwhile.
+        slow: as in `probe`; else `progress` is None.
+    """
+    whole = (key, tuple((path, stamp(path)) for path in paths))
+    found = _store().get(whole)
+    if found is None:
+        with _shown(whole, slow) as progress:
+            models = [held(path) for path in paths]
+            with _alone(paths, progress):
+                found = _store().get(whole)  # another session may have computed it meanwhile
+                if found is None:
+                    found = compute(*models, progress=progress)
+                    _store().put(whole, found)
+    return found
+
+
+@contextmanager
+def _alone(paths: tuple[str, ...], progress: Progress | None) -> Iterator[None]:
+    """While open, no other session runs these models. Waiting can be stopped too."""
+    with ExitStack() as stack:
+        for path in sorted(set(paths)):
+            lock = _running(path)
+            while not lock.acquire(timeout=REDRAWN):
+                if progress:
+                    progress(0, None)
+            stack.callback(lock.release)
+        yield
+
+
+@contextmanager
+def _shown(key: Hashable, slow: bool) -> Iterator[Progress | None]:
+    """A progress bar with a button that stops the work; a click interrupts the next drawing."""
+    if not slow:
+        yield None
+        return
+    stopped: set = st.session_state.setdefault("stopped", set())
+    name = hashlib.sha256(repr(key).encode()).hexdigest()[:12]
+    if key in stopped:
+        st.info("Stopped before it was done.", icon=":material/stop_circle:")
+        st.button("Run it again", key=f"again_{name}", on_click=stopped.discard, args=(key,))
+        st.stop()
+    place = st.empty()
+    with place.container(horizontal=True, vertical_alignment="center"):
+        bar = st.progress(0.0, "Working …")
+        st.button("Cancel", key=f"cancel_{name}", on_click=stopped.add, args=(key,))
+    yield _updating(bar)
+    place.empty()
+
+
+def _updating(bar: Any) -> Progress:
+    drawn = 0.0
+
+    def update(done: int, total: int | None) -> None:
+        nonlocal drawn
+        now = time.monotonic()
+        if now - drawn > REDRAWN:
+            drawn = now
+            share = min(1.0, done / total) if total else 0.0
+            bar.progress(share, f"{done:,} of {total:,}" if total else f"{done:,} done")
+
+    return update
 
 
 @st.cache_resource(max_entries=64, show_spinner=False)
@@ -124,3 +207,46 @@ def saved(folder: str | Path) -> Result:
     """A saved result."""
     file = Path(folder) / "result.json"
     return _saved(str(folder), file.stat().st_mtime_ns if file.exists() else 0)
+
+
+# Kept until the pages ask `probe` themselves
+ALIGNMENT_DATA = "world:?seed=0&split=valid&tokens=20K"
+ALIGNMENT_DOCUMENTS = 200
+ALIGNMENT_OPTIONS: dict[str, Any] = {"positions": "entity"}
+
+
+def weights(path: str) -> str:
+    """Checksum of a model's weights, as results carry it."""
+    from engram_probes.provenance import weights_sha256
+
+    return weights_sha256(held(path).model)
+
+
+def gates(path: str, text: str) -> Any:
+    return probe("gate_map", path, text)
+
+
+def lens(path: str, text: str) -> Any:
+    return probe("logit_lens", path, text)
+
+
+def alignment(path: str, other: str, progress: Any = None) -> Any:
+    def compute(first: Held, second: Held, progress: Progress | None) -> Any:
+        from itertools import islice
+
+        from engram_model.corpora import describe, iter_documents
+        from engram_probes import cka
+
+        documents = list(islice(iter_documents(ALIGNMENT_DATA), ALIGNMENT_DOCUMENTS))
+        result = cka(
+            first.model,
+            second.model,
+            first.tokenizer,
+            documents,
+            progress=progress,
+            **ALIGNMENT_OPTIONS,
+        )
+        corpus = {**result.provenance.corpus, "source": describe(ALIGNMENT_DATA)}
+        return result.with_provenance(corpus=corpus)
+
+    return measured("alignment", (path, other), compute, slow=True)

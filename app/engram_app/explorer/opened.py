@@ -10,6 +10,7 @@ from engram_model.errors import CheckpointError
 OPENED = "ENGRAM_OPENED"
 BUNDLED = ("engram-mini", "moe-mini")
 RESULT = "result.json"
+LONGEST_PATH = 1000  # characters
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,31 @@ def results_in(folder: Path) -> list[Path]:
         return []
     found = {p.parent for depth in ("", "*/", "*/*/") for p in folder.glob(f"{depth}{RESULT}")}
     return sorted(found)
+
+
+def bundled_models() -> list[str]:
+    """Paths of the models that come with the project, those shown first in front."""
+    from engram_model.checkpoint import bundled_checkpoints
+
+    root = bundled_checkpoints()
+    names = sorted(_bundled(), key=lambda name: (name not in BUNDLED, name))
+    return [str(root / name) for name in names] if root else []
+
+
+def find_model(path: str) -> str:
+    """The folder of a checkpoint given by name or path.
+
+    Raises:
+        CheckpointError: there is none.
+    """
+    from engram_model.checkpoint import find_checkpoint
+
+    if len(path) > LONGEST_PATH or "\0" in path:
+        raise CheckpointError("that is no path of a checkpoint")
+    try:
+        return str(find_checkpoint(path).resolve())
+    except (OSError, RuntimeError) as error:
+        raise CheckpointError(f"no checkpoint at {path}: {error}") from None
 
 
 def bundled_results() -> list[Path]:

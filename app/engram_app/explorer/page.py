@@ -3,14 +3,16 @@
 import json
 import re
 import shlex
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import streamlit as st
 
+from engram_app.explorer.export import picture_buttons
 from engram_model.errors import EngramError
+from engram_probes.provenance import Provenance
 from engram_probes.results import Result
 
 if TYPE_CHECKING:
@@ -18,6 +20,7 @@ if TYPE_CHECKING:
     import plotly.graph_objects as go
 
 FRAME = "#56B4E9"  # legible on every colour of the maps, in both themes
+OnCell = Callable[[int, int], None]
 MARKDOWN = re.compile(r"([\\`*_{}\[\]()<>#+\-.!|~$:^])")
 
 
@@ -41,10 +44,20 @@ def finding(text: str) -> None:
         st.markdown(plain(text))
 
 
-def draw(figure: "go.Figure", title: str, key: str, position: int | None = None) -> None:
+def draw(
+    figure: "go.Figure",
+    title: str,
+    key: str,
+    position: int | None = None,
+    frame: "Callable[[], pd.DataFrame] | None" = None,
+    on_cell: OnCell | None = None,
+) -> None:
     """A figure of a probe: its title as text of the page, its description for screen readers.
 
-    position: of the token looked at; its column is framed.
+    Args:
+        position: of the token looked at; its column is framed.
+        frame: the numbers of the figure; called when they are asked for.
+        on_cell: called before the next run with row and column of a clicked cell of the heatmap.
     """
     alt = (figure.layout.meta or {}).get("alt", title)
     st.markdown(f"**{plain(title)}**")
@@ -54,24 +67,46 @@ def draw(figure: "go.Figure", title: str, key: str, position: int | None = None)
     if position is not None:
         ends = {"x0": position - 0.5, "x1": position + 0.5}
         figure.add_vrect(**ends, line={"color": FRAME, "width": 3}, fillcolor="rgba(0,0,0,0)")
-    st.plotly_chart(
-        figure,
-        key=key,
-        alt=alt,
-        config={
-            "displaylogo": False,
-            "toImageButtonOptions": {"format": "svg", "filename": key},
-        },
-    )
+    with st.container(key=f"figure_{key}"):
+        _chart(figure, key, alt, on_cell)
+    with st.container(key=f"under_{key}"):
+        picture_buttons(f"figure_{key}", key, title)
+        if frame:
+            numbers(frame, key)
 
 
-def numbers(frame: "pd.DataFrame", name: str, title: str = "The numbers") -> None:
-    """A table, and the same as CSV."""
-    with st.expander(title, icon=":material/table:"):
-        st.dataframe(frame, hide_index=True, alt=f"{title}, {len(frame)} rows")
+def _chart(figure: "go.Figure", key: str, alt: str, on_cell: OnCell | None) -> None:
+    selecting: dict[str, Any] = {}
+    if on_cell:
+        from engram_probes.figures.clicks import clickable
+
+        if columns := clickable(figure):
+            selecting = {"on_select": _clicked(key, columns, on_cell), "selection_mode": "points"}
+    st.plotly_chart(figure, key=key, alt=alt, config={"displaylogo": False}, **selecting)
+
+
+def _clicked(key: str, columns: int, on_cell: OnCell) -> Callable[[], None]:
+    def call() -> None:
+        points = st.session_state[key].selection.points
+        if points:
+            on_cell(*divmod(int(points[0]["point_index"]), columns))
+
+    return call
+
+
+def numbers(
+    frame: "Callable[[], pd.DataFrame] | pd.DataFrame", name: str, title: str = "The numbers"
+) -> None:
+    """A table that is made when it is opened, and the same as CSV."""
+    opened = st.expander(title, icon=":material/table:", key=f"numbers_{name}", on_change="rerun")
+    if not opened.open:
+        return
+    table = frame() if callable(frame) else frame
+    with opened:
+        st.dataframe(table, hide_index=True, alt=f"{title}, {len(table)} rows")
         st.download_button(
             "Download CSV",
-            frame.to_csv(index=False),
+            lambda: table.to_csv(index=False),
             f"{name}.csv",
             "text/csv",
             icon=":material/download:",
@@ -80,8 +115,37 @@ def numbers(frame: "pd.DataFrame", name: str, title: str = "The numbers") -> Non
         )
 
 
-def origin(result: Result, command: list[str]) -> None:
-    """Footer: what was measured, with what, and the command that measures it again."""
+def not_here(reason: str) -> None:
+    """Why this page does not apply to what is open, and what to do."""
+    st.info(plain(reason), icon=":material/info:")
+
+
+def requested(key: str, label: str, why: str) -> bool:
+    """A button for what is computed on request only; True once it was asked for.
+
+    why: what it does and how long that takes.
+    """
+    asked: set = st.session_state.setdefault("requested", set())
+    if key not in asked:
+        st.caption(plain(why))
+        st.button(
+            label,
+            key=f"request_{key}",
+            type="primary",
+            icon=":material/play_arrow:",
+            on_click=asked.add,
+            args=(key,),
+        )
+    return key in asked
+
+
+def origin(result: Result, command: list[str], python: str = "") -> None:
+    """Footer: what was measured, with what, and how to measure it again.
+
+    Args:
+        command: words of the command line.
+        python: the same in a notebook; see `Looking.python`.
+    """
     came = result.provenance
     models = " and ".join(
         f"{m['name']} ({m['weights_sha256'][:12]}, {m['dtype']}, {m['device']})"
@@ -97,7 +161,14 @@ def origin(result: Result, command: list[str]) -> None:
     facts += [] if came.seed is None else [f"seed {came.seed}"]
     st.caption(plain(" · ".join(facts)))
     with st.expander("Reproduce", icon=":material/terminal:"):
-        st.caption("The same numbers from the command line")
-        st.code(shlex.join(command), language="bash", wrap_lines=True)
-        st.caption("Where this result comes from")
-        st.code(json.dumps(asdict(came), indent=1, ensure_ascii=False), language="json", height=260)
+        _ways(came, command, python)
+
+
+def _ways(came: Provenance, command: list[str], python: str) -> None:
+    st.caption("From the command line")
+    st.code(shlex.join(command), language="bash", wrap_lines=True)
+    if python:
+        st.caption("In Python")
+        st.code(python, language="python", wrap_lines=True)
+    st.caption("Where this result comes from")
+    st.code(json.dumps(asdict(came), indent=1, ensure_ascii=False), language="json", height=260)

@@ -12,12 +12,13 @@ from typing import Any, TypeVar
 import streamlit as st
 
 from engram_app.examples import examples
-from engram_app.explorer.opened import Opened, check_model
-from engram_app.explorer.page import plain
+from engram_app.explorer.opened import Opened, bundled_models, check_model, find_model
 from engram_model.checkpoint import bundled_checkpoints
 
 Option = TypeVar("Option", bound=str)
-LONGEST = 4000  # characters taken from the URL or the box
+LONGEST = 8000  # characters taken from the URL or the box
+NONE = "nothing"
+ALL = "all"
 
 
 @dataclass(frozen=True)
@@ -35,38 +36,66 @@ class Looking:
     def twin_name(self) -> str:
         return Path(self.twin).name if self.twin else ""
 
-    def command(self, probe: str, *options: str) -> list[str]:
-        """The command that measures the same, with the twin where there is one."""
-        twin = ["--twin", as_given(self.twin)] if self.twin and probe != "gates" else []
-        return ["engram", "probe", probe, as_given(self.path), *twin, *options, "--out", probe]
+    def command(self, probe: str, *options: str, twin: bool = False) -> list[str]:
+        """The command that measures the same. twin: it takes the twin too."""
+        other = ["--twin", as_given(self.twin)] if self.twin and twin else []
+        return ["engram", "probe", probe, as_given(self.path), *other, *options, "--out", probe]
+
+    def python(self, call: str, *, text: str | None = None, twin: bool = False) -> str:
+        """The same in a notebook.
+
+        call: says `model`, `tokenizer`, and `text` or `twin` where they are asked for.
+        """
+        lines = ["import engram_model as em", "import engram_probes as ep", ""]
+        lines.append(f"model, tokenizer = em.load({as_given(self.path)!r})")
+        lines += [f"twin, _ = em.load({as_given(self.twin)!r})"] if self.twin and twin else []
+        lines += [] if text is None else [f"text = {text!r}"]
+        return "\n".join([*lines, f"result = {call}", "result.figure()"])
 
 
 def choose_models() -> Looking:
-    """Selectors in the sidebar, where there is something to choose."""
-    models = Opened.now().models
-    path = models[0]
-    if len(models) > 1:
-        path = _selector("Model", "model", models)
-    others = [model for model in models if model != path]
-    twin = others[0] if others else None
-    if len(others) > 1:
-        twin = _selector("Twin to compare with", "twin", others)
-    if twin:
-        st.sidebar.caption(f"compared with {plain(Path(twin).name)}")
+    """Selectors in the sidebar: what was opened first, then the bundled models."""
+    opened = Opened.now().models
+    for key in ("model", "twin"):
+        asked = st.query_params.get(key, "")
+        if "/" in asked:
+            add_model(asked)
+    models = list(dict.fromkeys([*opened, *_added(), *bundled_models()]))
+    path = _selector("Model", "model", models, models[0])
+    first = opened[1] if len(opened) > 1 else None
+    twin = _selector("Compared with", "twin", [None, *models], first if first != path else None)
     check_model(path)
-    return Looking(path, twin)
+    return Looking(path, twin if twin != path else None)
 
 
-def _selector(label: str, key: str, paths: list[str]) -> str:
+def add_model(path: str) -> str:
+    """Offer another checkpoint in this session; its path as it is offered.
+
+    Raises:
+        CheckpointError: there is no checkpoint.
+    """
+    found = find_model(path)
+    added = _added()
+    if found not in added:
+        added.append(found)
+    return found
+
+
+def _added() -> list[str]:
+    return st.session_state.setdefault("models_added", [])
+
+
+def _selector(label: str, key: str, paths: list[Any], default: str | None) -> Any:
     """Offers names; a name that two checkpoints share comes with its folder."""
-    names = [Path(path).name for path in paths]
+    names = [Path(path).name if path else NONE for path in paths]
     unique = [
-        name if names.count(name) == 1 else path for name, path in zip(names, paths, strict=True)
+        name if not path or names.count(name) == 1 else path
+        for name, path in zip(names, paths, strict=True)
     ]
     keep(key, unique)
-    chosen = st.sidebar.selectbox(label, unique, key=key, bind="query-params")
+    chosen = st.sidebar.selectbox(label, unique, paths.index(default), key=key, bind="query-params")
     remember(key)
-    return paths[unique.index(chosen)] if chosen in unique else paths[0]
+    return paths[unique.index(chosen)] if chosen in unique else default
 
 
 def turn_to(page: str) -> None:
@@ -110,6 +139,34 @@ def choose(
     )
     remember(key)
     return chosen or options[0]
+
+
+def pick_from(
+    label: str, key: str, options: Sequence[Option], shown: Callable[[Option], str] = str
+) -> Option:
+    """One of many options, in the URL as `key` and remembered on other pages."""
+    keep(key, options)
+    chosen = st.selectbox(label, options, key=key, format_func=shown, bind="query-params")
+    remember(key)
+    return chosen if chosen in options else options[0]
+
+
+def number(label: str, key: str, low: int, high: int, default: int) -> int:
+    """A whole number, in the URL as `key` and remembered on other pages."""
+    keep(key)
+    st.session_state.setdefault(key, default)
+    st.session_state[key] = min(high, max(low, int(st.session_state[key])))
+    chosen = st.number_input(label, low, high, step=1, key=key, bind="query-params")
+    remember(key)
+    return int(chosen)
+
+
+def switch(label: str, key: str, default: bool = False) -> bool:
+    """On or off, in the URL as `key` and remembered on other pages."""
+    keep(key)
+    chosen = st.toggle(label, default, key=key, bind="query-params")
+    remember(key)
+    return bool(chosen)
 
 
 def choose_text() -> str:
@@ -160,5 +217,35 @@ def position(tokens: int, text: str, otherwise: int) -> int:
 def pick(text: str, index: int | None) -> None:
     """Look at another position, on all pages."""
     if index is not None:
-        st.session_state["picked"] = (text, index)
+        select(text, index)
         st.rerun()
+
+
+def select(text: str, index: int) -> None:
+    """The same in a callback, which is followed by a run anyway."""
+    st.session_state["picked"] = (text, index)
+
+
+def selection() -> None:
+    """In the sidebar, what is selected on all pages, and a button that clears it."""
+    state = st.session_state
+    parts = [f"position {state['picked'][1]}"] if state.get("picked") else []
+    parts += [
+        f"{key} {state[f'kept_{key}']}"
+        for key in ("layer", "stream")
+        if state.get(f"kept_{key}") not in (None, ALL)
+    ]
+    if parts:
+        with st.sidebar.container(horizontal=True, vertical_alignment="center"):
+            st.caption("Selected: " + ", ".join(parts))
+            st.button(
+                "Clear", key="clear", on_click=_clear, type="tertiary", icon=":material/close:"
+            )
+
+
+def _clear() -> None:
+    st.session_state["picked"] = None
+    for key in ("layer", "stream"):
+        st.session_state.pop(f"kept_{key}", None)
+        if key in st.session_state:
+            st.session_state[key] = ALL

@@ -4,8 +4,8 @@ import streamlit as st
 
 from engram_app.explorer import cached
 from engram_app.explorer.ngrams import rows_hit
-from engram_app.explorer.page import draw, finding, numbers, origin, plain
-from engram_app.explorer.state import choose, choose_models, choose_text, pick, position
+from engram_app.explorer.page import draw, finding, origin, plain
+from engram_app.explorer.state import choose, choose_models, choose_text, pick, position, select
 from engram_app.explorer.strip import token_strip
 from engram_app.measures import loudest, memory_values
 from engram_probes.gates import GateMap, What
@@ -38,14 +38,20 @@ def page() -> None:
     if layer is None and len(gates.layers) == 1:  # one row would say less than its streams
         layer = gates.layers[0]
     title = f"{NAMES[what]} by {'layer' if layer is None else 'stream'} and position"
-    draw(gates.figure(what, layer, stream), title, "gate_map", at)
+    draw(
+        gates.figure(what, layer, stream),
+        title,
+        "gate_map",
+        at,
+        gates.to_frame,
+        on_cell=lambda _row, column: select(text, column),
+    )
     st.subheader(f"Rows read at {plain(gates.tokens[at])}, position {at}", anchor=False)
     st.caption(
         "Each n-gram that ends here is hashed once a head; the rows below were read from the "
         "layer's table. Other n-grams may share a row."
     )
     st.dataframe(rows_hit(gates, at), hide_index=True, alt="Rows read at the chosen position")
-    numbers(gates.to_frame(), "gates", "All numbers of this text")
     origin(gates, looking.command("gates", "--text", text))
 
 
