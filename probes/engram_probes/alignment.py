@@ -302,9 +302,9 @@ class Alignment(Result):
         rows = []
         for name in self.measures:
             value, null = self.shown(name)
-            of_second = name in SECOND and self.second_null_high is not None
-            high = self.second_null_high[SECOND.index(name)] if of_second else None
-            high = self.null_high if name == "cka" else high
+            high = self.null_high if name == "cka" else None
+            if name in SECOND and self.second_null_high is not None:
+                high = self.second_null_high[SECOND.index(name)]
             rows.append(
                 {
                     "measure": name,

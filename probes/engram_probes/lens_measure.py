@@ -4,7 +4,7 @@ Never more than two chunks of logits are held (the final ones and one depth's): 
 vocabulary does not exist at any time.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 
 import numpy as np
@@ -130,14 +130,20 @@ def _chunk(
         likeliest.append(_likeliest(here, found.log_sum, kept))
         del here  # before there are those of the next depth
     settled = from_here_on(torch.stack(holds, 1))
+    topk_ids, topk_prob = zip(*likeliest, strict=True)
     return TokenValues(
-        torch.cat([torch.stack(rows, 1), settled.float()]).cpu().numpy(),
-        torch.stack(tops).cpu().numpy(),
-        torch.stack(probs).cpu().numpy(),
-        settling_depth(settled[0]).cpu().numpy(),
-        *(torch.stack(arrays).cpu().numpy() for arrays in zip(*likeliest, strict=True)),
+        values=torch.cat([torch.stack(rows, 1), settled.float()]).cpu().numpy(),
+        top1_ids=_array(tops),
+        top1_prob=_array(probs),
+        settling_depth=settling_depth(settled[0]).cpu().numpy(),
+        topk_ids=_array(topk_ids),
+        topk_prob=_array(topk_prob),
         max_difference=difference,
     )
+
+
+def _array(depths: Sequence[Tensor]) -> np.ndarray:
+    return torch.stack(list(depths)).cpu().numpy()
 
 
 def _likeliest(logits: Tensor, log_sum: Tensor, k: int) -> tuple[Tensor, Tensor]:
@@ -185,7 +191,8 @@ def _by_document(parts: list[TokenValues], lengths: list[int]) -> list[TokenValu
 
     arrays = [f.name for f in fields(TokenValues) if f.name != "max_difference"]
     largest = max(part.max_difference for part in parts)
+    documents = zip(*(split(name) for name in arrays), strict=True)
     return [
-        TokenValues(*document, max_difference=largest)
-        for document in zip(*(split(name) for name in arrays), strict=True)
+        TokenValues(**dict(zip(arrays, values, strict=True)), max_difference=largest)
+        for values in documents
     ]

@@ -47,7 +47,7 @@ def pair_figure(result: Alignment, what: str, row: int, column: int) -> go.Figur
     names = escaped(result.model_a), escaped(result.model_b)
     titles = (f"layer {column} of {names[0]}", f"layer {row} of {names[1]}")
     figure = make_subplots(1, 2, shared_yaxes=True, subplot_titles=titles, horizontal_spacing=0.06)
-    sides = (
+    sides: tuple[tuple[tuple, int, str], ...] = (
         (np.s_[:, column], row, f"layer of {names[1]}"),
         (np.s_[row, :], column, f"layer of {names[0]}"),
     )

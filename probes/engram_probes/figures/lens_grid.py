@@ -89,7 +89,7 @@ def grids_figure(result: LensDifference, what: str, positions: Window = None) ->
 
 def _alt(result: LensDifference, what: str, difference: np.ndarray) -> str:
     unit, name = _named(what)
-    usual = np.where(result.special, np.nan, np.abs(difference))
+    usual = np.where(np.asarray(result.special), np.nan, np.abs(difference))
     usual[0] = np.nan
     told = "It has no value."
     if np.isfinite(usual).any():

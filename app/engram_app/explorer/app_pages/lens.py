@@ -63,9 +63,7 @@ def compared(
     return what, None if what == ALONE else lenses.other(looking, text, through, what)
 
 
-def grid(
-    lens: LogitLens, difference: LensDifference | None, what: str, at: int, text: str
-) -> None:
+def grid(lens: LogitLens, difference: LensDifference | None, what: str, at: int, text: str) -> None:
     """As many positions at a time as tokens can be read in."""
     tokens, _ = of_text(lens)
     start = max(0, min(at - WINDOW // 2, len(tokens) - WINDOW))
@@ -86,7 +84,7 @@ def grid(
     )  # fmt: skip
     said = "Click a cell, or choose a token above and a depth beneath."
     if len(tokens) > WINDOW:
-        said = f"Positions {shown[0]} to {shown[1] - 1} of {len(tokens)}, around the one chosen. {said}"
+        said = f"Positions {shown[0]} to {shown[1] - 1} of {len(tokens)}, by the chosen one. {said}"
     st.caption(said)
 
 
@@ -132,7 +130,9 @@ def curves(lens: LogitLens, difference: LensDifference | None, looking: Looking,
     saved = None
     if beside == TWIN:
         saved = find_saved(
-            LensDifference, looking, lambda one: one.tuned == difference.tuned and what in one.metrics
+            LensDifference,
+            looking,
+            lambda one: one.tuned == difference.tuned and what in one.metrics,
         )
     over = choose("Curves over", "lens_over", tuple(OVER), OVER.__getitem__) if saved else "text"
     found = saved if saved and over == "corpus" else difference
