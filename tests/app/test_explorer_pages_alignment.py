@@ -1,11 +1,11 @@
 """The alignment page, run without a browser: saved, computed, pair by pair, over training."""
 
 import pytest
-from tests.app.explorer_page import figures, texts
 
 import engram_model as em
 import engram_probes as ep
 from engram_app.explorer import alignments, saved
+from tests.app.explorer_page import figures, texts
 
 
 @pytest.fixture
@@ -33,14 +33,6 @@ def results(compared, tmp_path):
     return [compared[0].save(tmp_path / "pair"), compared[1].save(tmp_path / "steps")]
 
 
-@pytest.fixture
-def no_model(monkeypatch):
-    def opened(*args):
-        raise AssertionError("a model was opened")
-
-    monkeypatch.setattr("engram_app.opening.open_model", opened)
-
-
 def test_without_a_twin(explorer):
     at = explorer("alignment", twin="nothing")
     assert "choose one to compare with" in at.info[0].value and not figures(at)
@@ -50,21 +42,24 @@ def test_computed_on_request(explorer, small):
     at = explorer("alignment")
     assert "There is no saved alignment of memory and plain" in texts(at) and not figures(at)
     next(b for b in at.button if b.label == "Compute it").click().run()
-    matrix, pair, soft = figures(at)
-    assert matrix["data"][0]["type"] == "heatmap" and "The largest shift" in texts(at)
+    matrix, *others = figures(at)
+    assert matrix["data"][0]["type"] == "heatmap" and len(others) == 2
+    assert "The largest shift" in texts(at)
 
 
 def test_saved_ones_open_at_once_and_open_no_model(explorer, results, compared):
-    at = explorer("lens")  # where the page of the first run opened what it opens
-    del at
+    explorer()  # the page that every visit begins with opens its model
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("engram_app.explorer.cached.held", None)
-        at = explorer("alignment", results=results, models=("memory", "plain"))
+        patch.setattr("engram_app.opening.open_model", None)
+        at = explorer("alignment", results=results)
     assert compared[0].summary() in texts(at) and len(figures(at)) == 3
 
 
 def test_a_pair_of_layers(explorer, results, compared):
-    at = explorer("alignment", results=results, alignment_a="2", alignment_b="0")
+    at = explorer("alignment", results=results)
+    at.selectbox(key="alignment_a").set_value("2").run()
+    at.selectbox(key="alignment_b").set_value("0").run()
     assert compared[0].pair_summary(0, 2) in texts(at)
     assert at.dataframe[0].value.measure.tolist() == list(compared[0].measures)
     at.selectbox(key="alignment_b").set_value("1").run()
@@ -73,12 +68,16 @@ def test_a_pair_of_layers(explorer, results, compared):
 
 @pytest.mark.parametrize("measure", ["neighbours", "procrustes", "rsa", "sinks"])
 def test_other_measures(explorer, results, measure):
-    at = explorer("alignment", results=results, alignment_measure=measure)
-    assert len(figures(at)) == 3 and not at.error
+    at = explorer("alignment", results=results)
+    before = figures(at)[0]["data"][0]["name"]
+    at.button_group(key="alignment_measure").set_value(measure).run()
+    assert len(figures(at)) == 3 and not at.error and not at.exception
+    assert figures(at)[0]["data"][0]["name"] != before
 
 
 def test_over_training(explorer, results, compared):
-    at = explorer("alignment", results=results, alignment_result="steps")
+    at = explorer("alignment", results=results)
+    at.selectbox(key="alignment_result").set_value("steps").run()
     assert compared[1].summary() in texts(at)
     assert len(figures(at)) == 1
     at.button_group(key="alignment_training").set_value("final").run()

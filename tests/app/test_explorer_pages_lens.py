@@ -2,10 +2,18 @@
 
 import numpy as np
 import pytest
-from tests.app.explorer_page import TEXT, figures, texts
 
 import engram_model as em
 import engram_probes as ep
+from tests.app.explorer_page import TEXT, figures, texts
+
+
+def turned(at, **choices):
+    """The page with these options chosen."""
+    for key, value in choices.items():
+        at.button_group(key=key).set_value(value).run()
+    assert not at.exception
+    return at
 
 
 def frames(at):
@@ -25,7 +33,7 @@ def test_alone_at_first(explorer, pair):
 
 
 def test_memory_off_beside_it(explorer, pair):
-    at = explorer("lens", lens_beside="off")
+    at = turned(explorer("lens"), lens_beside="off")
     assert "memory, memory off" in texts(at)
     grids = [t for t in figures(at)[0]["data"] if t["type"] == "heatmap"]
     assert len(grids) == 3
@@ -34,33 +42,34 @@ def test_memory_off_beside_it(explorer, pair):
 
 
 def test_beside_its_twin(explorer):
-    at = explorer("lens", lens_beside="twin", lens_colour="rank")
+    at = turned(explorer("lens"), lens_beside="twin", lens_colour="rank")
     titles = {a["text"] for a in figures(at)[0]["layout"]["annotations"]}
     assert {"memory", "plain"} <= titles
     assert "--twin" in at.code[0].value and "is settled" in texts(at)
 
 
-def test_position_and_depth_from_the_url(explorer, pair):
-    at = explorer("lens", pos="3", lens_depth="1")
+def test_likeliest_tokens_of_a_cell(explorer, pair):
+    at = explorer("lens", pos="3")
+    at.selectbox(key="lens_depth").set_value("1").run()
     expected = ep.logit_lens(*em.load(pair / "memory"), TEXT).cell_frame(1, 3)
     np.testing.assert_allclose(frames(at)[0].prob_here, expected.prob_here)
     at.selectbox(key="lens_depth").set_value("0").run()
-    assert not np.allclose(frames(at)[0].prob_here, expected.prob_here, equal_nan=True)
+    assert frames(at)[0].token.tolist() != expected.token.tolist()
 
 
 def test_a_model_without_a_tuned_lens_says_how_to_make_one(explorer):
-    at = explorer("lens", lens_through="tuned")
+    at = turned(explorer("lens"), lens_through="tuned")
     assert "engram tune-lens" in at.info[0].value.replace("\\", "")
     assert len(figures(at)) == 2  # the plain one is shown
 
 
-def test_tuned_lens_against_the_plain(explorer, pair, corpus, monkeypatch):
+def test_tuned_lens_against_the_plain(explorer, pair):
     model, tokenizer = em.load(pair / "memory")
-    texts_ = [f"The miller of Varnholm counts {i} boats at dusk." for i in range(40)]
+    texts_ = [f"The miller of Varnholm counts {i} boats at dusk." for i in range(80)]
     lens = ep.tune_lens(model, tokenizer, texts_, tokens=400, held_out_tokens=50)
     try:
         lens.save(pair / "memory")
-        at = explorer("lens", lens_through="tuned", lens_beside="other")
+        at = turned(explorer("lens"), lens_through="tuned", lens_beside="other")
         assert not at.info and "memory, tuned" in texts(at) and "memory, plain" in texts(at)
         assert "--tuned" in at.code[0].value and "TunedLens.load" in at.code[1].value
     finally:

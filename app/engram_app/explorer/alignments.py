@@ -39,7 +39,9 @@ def label(name: str, one: Saved | None, looking: Looking) -> str:
     if one is None:
         return f"{looking.name} and {looking.twin_name}, computed here"
     if one.kind == TrainingAlignment.kind:
-        return f"over training: {one.models[-3]} and {one.models[-1]}"
+        result = cached.saved(one.folder)
+        assert isinstance(result, TrainingAlignment)
+        return f"over training: {result.model} and {result.model_b}"
     return f"{one.models[0]} and {one.models[1]} ({name})"
 
 

@@ -78,9 +78,7 @@ def command(looking: Looking, text: str, through: str, what: str) -> list[str]:
 
 def python(looking: Looking, text: str, through: str, what: str) -> str:
     """The same in a notebook."""
-    load = "ep.TunedLens.load({})"
-    own = load.format(f"em.find_checkpoint({as_given(looking.path)!r})")
-    its = load.format(f"em.find_checkpoint({as_given(looking.twin or '')!r})")
+    own, its = (f"ep.TunedLens.load({one}.config.name_or_path)" for one in ("model", "twin"))
 
     def call(model: str, tuned: str | None, off: bool = False) -> str:
         more = f", translators={tuned}" if tuned else ""

@@ -94,6 +94,14 @@ def cell(lens: LogitLens, other: LogitLens | None, at: int) -> None:
     depths = tuple(map(str, range(lens.depths)))
     st.subheader(f"After {plain(tokens[at])}, position {at}", anchor=False)
     depth = int(pick_from("Blocks run", "lens_depth", depths, default=depths[len(depths) // 2]))
+    if at + 1 < len(tokens):
+        here, end = (int(lens.grid("rank")[row, at]) for row in (depth, -1))
+        st.caption(
+            plain(
+                f"The text goes on with {tokens[at + 1]}: of rank {here:,} after {depth} blocks, "
+                f"{end:,} at the end."
+            )
+        )
     shown = [lens] if other is None else [lens, other]
     for column, one in zip(st.columns(len(shown)), shown, strict=True):
         with column:
@@ -108,12 +116,11 @@ def candidates(lens: LogitLens, depth: int, at: int) -> None:
     st.dataframe(
         lens.cell_frame(depth, at),
         hide_index=True,
+        column_order=["token", "prob_here", "prob_final"],
         alt=f"Likeliest next tokens of {lens.name} after {depth} blocks, and at the end",
         column_config={
             "token": "Token",
-            "place_here": st.column_config.NumberColumn(f"Place after {depth}", format="%d"),
             "prob_here": share(f"After {depth}", format="percent", min_value=0, max_value=1),
-            "place_final": st.column_config.NumberColumn("Place at the end", format="%d"),
             "prob_final": share("At the end", format="percent", min_value=0, max_value=1),
         },
     )
