@@ -107,8 +107,16 @@ class LensDifference(Result):
         return (
             f"{under} top token of {self.model} is settled {abs(estimate):.2f} blocks {when} than "
             f"that of {self.other}{sure}, over {self.tokens:,} tokens of {self.documents:,} "
-            f"{documents}."
+            f"{documents}{self._ends()}."
         )
+
+    def _ends(self) -> str:
+        """Of a single text, how often the two end up with other top tokens."""
+        if self.top1_texts is None or self.special is None:
+            return ""
+        here, there = (np.array(grid[-1], dtype=object) for grid in self.top1_texts)
+        changed = (here != there)[~self.special]
+        return f"; the final top token is another at {changed.sum()} of {changed.size} tokens"
 
     def to_frame(self) -> "pandas.DataFrame":
         """One row for each metric and depth."""

@@ -104,6 +104,8 @@ def checkpoint_sha256(folder: str | Path) -> str:
     Raises:
         CheckpointError: no weights there, or damaged ones.
     """
+    from safetensors import SafetensorError
+
     tensors: dict[str, np.ndarray] = {}
     try:
         config = json.loads((Path(folder) / "config.json").read_text(encoding="utf-8"))
@@ -111,7 +113,7 @@ def checkpoint_sha256(folder: str | Path) -> str:
             tensors |= _tensors(file)
         if config.get("tie_word_embeddings") and TIED[0] not in tensors:
             tensors[TIED[0]] = tensors[TIED[1]]
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, SafetensorError) as error:
         raise CheckpointError(f"the weights in {folder} cannot be read: {error}") from error
     digest = hashlib.sha256()
     for name, tensor in sorted(tensors.items()):

@@ -10,6 +10,7 @@ from engram_probes.lens import METRICS
 from engram_probes.lens_difference import depth_shift
 from engram_probes.lens_measure import from_here_on, settling_depth
 from engram_probes.strata import Strata
+from engram_probes.suppression import suppressed
 
 
 def plain(model, ids: list[int], topk: int = 5) -> dict[str, np.ndarray]:
@@ -261,7 +262,7 @@ def test_wrong_shares(make_model, tokenizer, texts, share):
 
 def test_without_memory_is_the_model_with_its_memory_zeroed(engram, tokenizer, text_lens_off):
     ids = text_lens_off.token_ids.tolist()
-    with ep.suppressed(engram):
+    with suppressed(engram):
         expected = plain(engram, ids)
     for index, name in enumerate(text_lens_off.metrics):
         np.testing.assert_allclose(
@@ -285,6 +286,10 @@ def test_a_difference_says_which_had_its_memory_off(text_lens, text_lens_off):
     result = text_lens.minus(text_lens_off)
     assert result.other == f"{text_lens.model}, memory off" and result.model == text_lens.model
     np.testing.assert_array_equal(result.grids("kl")[1], text_lens_off.grid("kl"))
+    usual = ~text_lens.special
+    ends = [np.array(one.top1_texts[-1])[usual] for one in (text_lens, text_lens_off)]
+    changed = int((ends[0] != ends[1]).sum())
+    assert changed and f"another at {changed} of {usual.sum()} tokens" in result.summary()
     np.testing.assert_array_equal(result.grids("top1_prob")[0], text_lens.top1_prob)
     frame = result.token_frame()
     assert len(frame) == text_lens.top1_prob.size
