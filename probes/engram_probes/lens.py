@@ -412,7 +412,8 @@ def logit_lens(
         without_memory: run the model with what its memory adds set to zero. `minus` compares it
             with the model as it is.
         seed: of the intervals, and of the positions where not all are read.
-        progress: called with (documents done, documents in all or None).
+        progress: called with (documents done, documents in all or None); of a single text with
+            (tokens done, tokens in all).
 
     Returns:
         A `LogitLens`.

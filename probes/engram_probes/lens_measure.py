@@ -56,11 +56,12 @@ def measure(
     chunk: int,
     translate: Translate | None = None,
     kept: int = 0,
+    progress: Callable[[int, int | None], None] | None = None,
 ) -> list[TokenValues]:
     """The lens of each document of a batch, at its chosen positions, at least one of each.
 
     `translate` is given a residual and its depth. `kept`: how many of the likeliest tokens of each
-    depth are given back.
+    depth are given back. `progress` is called with (positions done, positions in all).
     """
     check_head(subject, residuals)
     lengths = [len(places) for places in chosen]
@@ -79,6 +80,8 @@ def measure(
         if translate is not None:
             depths = (translate(depth, index) for index, depth in enumerate(depths))
         parts.append(_chunk(subject, list(depths), hidden, target, topk, kept))
+        if progress:
+            progress(min(start + chunk, len(row)), len(row))
     return _by_document(parts, lengths)
 
 

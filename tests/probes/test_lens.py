@@ -327,3 +327,13 @@ def test_cells_that_are_none(lens, text_lens):
         text_lens.cell_frame(4, 0)
     with pytest.raises(UsageError, match="one text only"):
         lens.cell_frame(0, 0)
+
+
+def test_progress_of_a_single_text_counts_its_tokens(engram, tokenizer, texts, text_lens):
+    seen = []
+    lens = ep.logit_lens(
+        engram, tokenizer, texts[1], chunk_tokens=7, progress=lambda *one: seen.append(one)
+    )
+    count = len(text_lens.tokens)
+    assert seen == [(min(done, count), count) for done in range(7, count + 7, 7)]
+    assert lens.topk_texts == text_lens.topk_texts and lens.top1_texts == text_lens.top1_texts

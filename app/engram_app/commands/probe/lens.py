@@ -88,7 +88,8 @@ def _lens(name: str, texts: Any, tokens: int, through: list, options: dict[str, 
 
     model, tokenizer = open_model(name)
     own = [lens for lens in through if lens.belongs_to(model)]
-    with progress(f"lens of {name}", "documents") as update:
+    unit = "tokens" if isinstance(texts, str) else "documents"
+    with progress(f"lens of {name}", unit) as update:
         return logit_lens(
             model,
             tokenizer,
