@@ -198,6 +198,18 @@ def test_probe_lens_with_twin(engram, corpus, tmp_path):
     assert lens.provenance.corpus["source"]["spec"] == corpus
 
 
+def test_probe_lens_without_memory(engram, tmp_path):
+    words = ("probe", "lens", "memory", "--without-memory", "--text", TEXT)
+    code, out, _ = engram(*words, "--out", tmp_path / "lens")
+    on, off = (ep.load_result(tmp_path / "lens" / name) for name in (".", "without_memory"))
+    difference = ep.load_result(tmp_path / "lens" / "difference")
+    assert code == 0 and out.splitlines()[0] == difference.summary()
+    assert off.without_memory and not on.without_memory
+    assert np.allclose(difference.grids("kl")[1], off.grid("kl"))
+    code, _, err = engram(*words, "--twin", "plain")
+    assert code == 2 and "a difference is of two lenses" in err
+
+
 def test_probe_lens_of_one_text(engram):
     code, out, _ = engram("probe", "lens", "plain", "--text", TEXT)
     table = [line.split("\t") for line in out.splitlines()[1:]]
@@ -374,6 +386,18 @@ def test_probe_attention(engram, tmp_path):
     assert len(document["table"]) == len(result.scores) * len(result.layers)
     row = next(r for r in document["table"] if (r["score"], r["layer"]) == ("near", 1))
     assert row["zero"] == pytest.approx(result.layer_change[0, result.score("near"), 1])
+
+
+def test_probe_heads(engram, tmp_path):
+    words = ("probe", "heads", "memory", "--text", TEXT, "--draws", 2, "--out", tmp_path, "--json")
+    code, out, _ = engram(*words)
+    document, result = json.loads(out), ep.load_result(tmp_path)
+    assert code == 0 and document["summary"] == result.summary() and result.draws == 2
+    assert len(document["table"]) == len(result.layers) * result.heads
+    row = next(r for r in document["table"] if (r["layer"], r["head"]) == (2, 1))
+    assert row["moved"] == pytest.approx(float(result.heads_moved()[2, 1]))
+    code, _, err = engram(*words[:5], "--how", "melt")
+    assert code == 2 and "no change 'melt'" in err
 
 
 def test_eval(engram, corpus):

@@ -99,6 +99,13 @@ def text_lens(engram, tokenizer, texts):
 
 
 @pytest.fixture(scope="session")
+def text_lens_off(engram, tokenizer, texts):
+    import engram_probes as ep
+
+    return ep.logit_lens(engram, tokenizer, texts[1], without_memory=True)
+
+
+@pytest.fixture(scope="session")
 def twin_lens(twin, tokenizer, texts):
     import engram_probes as ep
 
@@ -206,3 +213,25 @@ def attention(engram, twin, tokenizer, texts):
 
     small = dict(changes=("zero",), sequences=2, length=8)
     return ep.attention_patterns(engram, tokenizer, texts[1], twin=twin, **small)
+
+
+@pytest.fixture(scope="session")
+def predictions(engram, tokenizer, texts):
+    import engram_probes as ep
+
+    return ep.next_tokens(engram, tokenizer, texts[1])
+
+
+@pytest.fixture(scope="session")
+def token_comparison(engram, twin, tokenizer, texts, gates, predictions):
+    import engram_probes as ep
+
+    other = ep.next_tokens(twin, tokenizer, texts[1])
+    return ep.compare_tokens(predictions, other, (gates, None))
+
+
+@pytest.fixture(scope="session")
+def head_map(engram, tokenizer, texts):
+    import engram_probes as ep
+
+    return ep.attention_map(engram, tokenizer, texts[1], draws=2)
