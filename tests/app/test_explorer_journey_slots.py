@@ -80,7 +80,7 @@ def test_a_typed_ngram_its_rows_and_who_shares_them(visit, shots, theme):
     said = page.get_by_text(re.compile(r"^Row [\d,]+ \(layer 1, 2-grams, head \d\) has norm"))
     row = said.inner_text()
     page.get_by_role("button", name="Find its contexts").click()
-    page.get_by_text(re.compile("^Over .* documents row")).wait_for()
+    page.get_by_text(re.compile("^Over .* documents row")).wait_for(timeout=240_000)  # it runs
     settled(page)
     page.screenshot(path=shots / f"slots-{theme}.png")
     fresh = again(visit, page, "slots_row_figure")
