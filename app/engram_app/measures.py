@@ -7,6 +7,7 @@ import numpy as np
 
 from engram_app.colours import Scale
 from engram_probes.gates import GateMap, What
+from engram_probes.interventions import Intervention
 from engram_probes.lens import LogitLens
 
 TITLES: dict[What, str] = {
@@ -29,6 +30,14 @@ def memory_values(
         "score": (-largest, largest, 0.0),
     }[what]
     return values, Scale(TITLES[what], low, high, centre)
+
+
+def helped_values(found: Intervention) -> tuple[np.ndarray, Scale]:
+    """By how many nats each token is predicted better with the memory than edited."""
+    usual = found.helped[~found.special]
+    largest = float(np.abs(usual[np.isfinite(usual)]).max(initial=0)) or 1.0
+    title = "nats by which the token is likelier with the memory as it is"
+    return found.helped, Scale(title, -largest, largest, 0.0)
 
 
 def settling_values(lens: LogitLens) -> tuple[np.ndarray, Scale]:

@@ -42,6 +42,8 @@ KINDS = {
     "linear": "linear.LinearProbe",
     "tuned-lens": "tuned_lens.TunedLens",
     "patch": "patching.AttributionPatching",
+    "predictions": "predictions.Predictions",
+    "token-comparison": "token_comparison.TokenComparison",
 }
 
 

@@ -204,3 +204,18 @@ def attention(engram, twin, tokenizer, texts):
 
     small = dict(changes=("zero",), sequences=2, length=8)
     return ep.attention_patterns(engram, tokenizer, texts[1], twin=twin, **small)
+
+
+@pytest.fixture(scope="session")
+def predictions(engram, tokenizer, texts):
+    import engram_probes as ep
+
+    return ep.next_tokens(engram, tokenizer, texts[1])
+
+
+@pytest.fixture(scope="session")
+def token_comparison(engram, twin, tokenizer, texts, gates, predictions):
+    import engram_probes as ep
+
+    other = ep.next_tokens(twin, tokenizer, texts[1])
+    return ep.compare_tokens(predictions, other, (gates, None))

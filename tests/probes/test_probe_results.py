@@ -38,6 +38,8 @@ DOCS = Path(__file__).parents[2] / "docs"
         "patching",
         "routing",
         "attention",
+        "predictions",
+        "token_comparison",
     ]
 )
 def result(request):
