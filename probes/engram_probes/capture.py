@@ -135,10 +135,10 @@ class Subject:
         with self.quiet():
             return self.model(self.tensor([ids]), use_cache=False).logits[0]
 
-    def run(self, ids: list[int]) -> None:
-        """One text, for what listens."""
+    def run(self, batch: list[list[int]]) -> None:
+        """A batch of texts, for what listens."""
         with self.quiet():
-            self.model(self.tensor([ids]), use_cache=False, logits_to_keep=1)
+            self.model(self.tensor(batch), use_cache=False, logits_to_keep=1)
 
     def residuals(self, batch: list[list[int]]) -> "Residuals":
         """Run a batch and keep the collapsed residual of every depth."""

@@ -246,6 +246,20 @@ def test_probe_slots_of_a_text_alone(engram):
     assert code == 0 and out.splitlines()[1].split("\t")[-1] == "norms"
 
 
+def test_probe_slots_of_an_ngram_and_by_number(engram, corpus, tmp_path):
+    words = ("probe", "slots", "memory", "--data", corpus, "--out", tmp_path / "rows")
+    code, out, _ = engram(*words, "--ngram", " of Varnholm")
+    found = ep.load_result(tmp_path / "rows")
+    assert code == 0 and out.splitlines()[0] == found.summary()
+    assert found.own_reads.sum() > 0 and found.provenance.command.startswith("engram probe slots")
+    cells = [line.split("\t")[4] for line in out.splitlines()[2:]]
+    assert cells == [str(slot) for slot in found.slots]
+    code, out, err = engram(*words, "--rows", f"2:{found.slots[-1]}", "--json")
+    assert code == 0, err
+    [row] = json.loads(out)["table"]
+    assert row["reads"] == found.reads[-1] and row["layer"] == 2
+
+
 def test_probe_cka(engram, corpus, tmp_path):
     words = ("--twin", "plain", "--data", corpus, "--k", 2, "--permutations", 5)
     code, out, _ = engram("probe", "cka", "memory", *words, "--out", tmp_path / "cka")
@@ -372,6 +386,18 @@ def test_probe_attention(engram, tmp_path):
     assert len(document["table"]) == len(result.scores) * len(result.layers)
     row = next(r for r in document["table"] if (r["score"], r["layer"]) == ("near", 1))
     assert row["zero"] == pytest.approx(result.layer_change[0, result.score("near"), 1])
+
+
+def test_probe_heads(engram, tmp_path):
+    words = ("probe", "heads", "memory", "--text", TEXT, "--draws", 2, "--out", tmp_path, "--json")
+    code, out, _ = engram(*words)
+    document, result = json.loads(out), ep.load_result(tmp_path)
+    assert code == 0 and document["summary"] == result.summary() and result.draws == 2
+    assert len(document["table"]) == len(result.layers) * result.heads
+    row = next(r for r in document["table"] if (r["layer"], r["head"]) == (2, 1))
+    assert row["moved"] == pytest.approx(float(result.heads_moved()[2, 1]))
+    code, _, err = engram(*words[:5], "--how", "melt")
+    assert code == 2 and "no change 'melt'" in err
 
 
 def test_eval(engram, corpus):
@@ -515,7 +541,12 @@ ERRORS = {
     "text too long": (("probe", "gates", "memory", "--text", "boats " * 300), 2, "reads 192"),
     "empty text": (("probe", "gates", "memory", "--text", " "), 2, "the text is empty"),
     "no memory": (("probe", "gates", "plain", "--text", "boats"), 2, "has no memory"),
-    "slots of nothing": (("probe", "slots", "memory"), 2, "give --text, a corpus"),
+    "slots of nothing": (("probe", "slots", "memory"), 2, "give one of --text, --ngram"),
+    "slots of rows of no layer": (
+        ("probe", "slots", "memory", "--rows", "0:1,2"),
+        2,
+        "--rows 0:1,2: 2 has no layer",
+    ),
     "index of a text": (
         ("probe", "gates", "memory", "--text", "boats", "--count-data", "world:"),
         2,
@@ -525,7 +556,7 @@ ERRORS = {
     "compression of a text": (
         ("probe", "slots", "memory", "--compression", "--text", "boats"),
         2,
-        "leave out --text",
+        "--text and --compression: give one of them",
     ),
     "no index": (("probe", "slots", "memory", "--index", "{bad}"), 3, "no index in"),
     "index among other things": (

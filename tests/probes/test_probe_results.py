@@ -32,6 +32,7 @@ DOCS = Path(__file__).parents[2] / "docs"
         "suppression",
         "slots",
         "row_load",
+        "rows_of_ngram",
         "contexts",
         "audit",
         "linear",
@@ -40,6 +41,7 @@ DOCS = Path(__file__).parents[2] / "docs"
         "attention",
         "predictions",
         "token_comparison",
+        "head_map",
     ]
 )
 def result(request):

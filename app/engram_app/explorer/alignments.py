@@ -20,7 +20,7 @@ def choices(looking: Looking) -> dict[str, Saved | None]:
 
     Of a pair that has a saved result, or is part of one, also the other seeds and the training.
     """
-    pair = weights(looking)
+    pair = weights(looking.path, looking.twin)
     known = all_saved(Alignment, TrainingAlignment)
     family = [one for one in known if set(pair) & set(one.weights)]
     own = [one for one in family if one.kind == Alignment.kind and one.weights == pair]

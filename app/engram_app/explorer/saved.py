@@ -4,7 +4,7 @@ No model is opened, and no result but those that are shown.
 """
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -68,19 +68,24 @@ def _weights(path: str, stamp: str) -> str:
         return ""
 
 
-def weights(looking: Looking) -> tuple[str, ...]:
-    """Checksums of the models looked at, as results carry them."""
-    paths = [path for path in (looking.path, looking.twin) if path]
-    return tuple(_weights(path, cached.stamp(path)) for path in paths)
+def weights(*paths: str | None) -> tuple[str, ...]:
+    """Checksums of the weights of checkpoints, as results carry them."""
+    return tuple(_weights(path, cached.stamp(path)) for path in paths if path)
+
+
+def saved_of(kind: type[Kind], *paths: str | None) -> Iterator[Kind]:
+    """Those of this kind that were measured on the very weights of these checkpoints."""
+    of = weights(*paths)
+    for one in all_saved(kind):
+        if one.weights == of:
+            result = cached.saved(one.folder)
+            assert isinstance(result, kind)
+            yield result
 
 
 def find_saved(
     kind: type[Kind], looking: Looking, fits: Callable[[Kind], bool] = lambda _: True
 ) -> Kind | None:
-    """The first of this kind, of these very weights, that fits."""
-    for one in all_saved(kind):
-        if one.weights == weights(looking):
-            result = cached.saved(one.folder)
-            if isinstance(result, kind) and fits(result):
-                return result
-    return None
+    """The first of this kind, of the models looked at, that fits."""
+    found = saved_of(kind, looking.path, looking.twin)
+    return next((result for result in found if fits(result)), None)
