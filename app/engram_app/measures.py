@@ -8,6 +8,7 @@ import numpy as np
 from engram_app.colours import Scale
 from engram_probes.gates import GateMap, What
 from engram_probes.head_maps import AttentionMap
+from engram_probes.interventions import Intervention
 from engram_probes.lens import LogitLens
 from engram_probes.routing import ExpertRouting
 
@@ -31,6 +32,14 @@ def memory_values(
         "score": (-largest, largest, 0.0),
     }[what]
     return values, Scale(TITLES[what], low, high, centre)
+
+
+def helped_values(found: Intervention) -> tuple[np.ndarray, Scale]:
+    """By how many nats each token is predicted better with the memory than edited."""
+    usual = found.helped[~found.special]
+    largest = float(np.abs(usual[np.isfinite(usual)]).max(initial=0)) or 1.0
+    title = "nats by which the token is likelier with the memory as it is"
+    return found.helped, Scale(title, -largest, largest, 0.0)
 
 
 def settling_values(lens: LogitLens) -> tuple[np.ndarray, Scale]:

@@ -83,7 +83,7 @@ class MemoryChanges:
             self._intact[memory] = out
             return out
 
-        return _at_out(keep)
+        return at_out(keep)
 
     def _control(self, memory: "nn.Module", name: str):
         direction = self._noise if name == "noise" else self._other
@@ -94,7 +94,7 @@ class MemoryChanges:
             size = intact.norm(dim=-1, keepdim=True) / drawn.norm(dim=-1, keepdim=True)
             return intact + drawn * size.nan_to_num(0, 0, 0)
 
-        return _at_out(changed)
+        return at_out(changed)
 
     def _noise(self, out: "Tensor") -> "Tensor":
         import torch
@@ -112,7 +112,7 @@ class MemoryChanges:
         return -torch.stack([text.roll(way, 0) for text, way in zip(out, ways, strict=True)])
 
 
-def _at_out(change):
+def at_out(change):
     """A wrapped tap that changes what is added, before others hear of it."""
 
     def wrap(outer: "Tap | None") -> "Tap":

@@ -40,9 +40,12 @@ KINDS = {
     "row-contexts": "contexts.RowContexts",
     "routing": "routing.ExpertRouting",
     "row-load": "row_use.RowLoad",
+    "rows": "row_inspection.RowInspection",
     "linear": "linear.LinearProbe",
     "tuned-lens": "tuned_lens.TunedLens",
     "patch": "patching.AttributionPatching",
+    "predictions": "predictions.Predictions",
+    "token-comparison": "token_comparison.TokenComparison",
 }
 
 

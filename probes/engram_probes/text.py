@@ -68,6 +68,15 @@ def describe_texts(texts: list[str]) -> dict[str, Any]:
     return documents.description()
 
 
+def encode(tokenizer, text: str) -> list[int]:
+    """Ids of `<bos>` + text; without `<bos>` for a tokenizer that has none."""
+    return with_bos(tokenizer, tokenizer(text, add_special_tokens=False)["input_ids"])
+
+
+def with_bos(tokenizer, ids: list[int]) -> list[int]:
+    return ids if tokenizer.bos_token_id is None else [tokenizer.bos_token_id, *ids]
+
+
 def token_texts(tokenizer, ids: Iterable[int]) -> tuple[str, ...]:
     """Each token as shown: spaces in front `·`, line ends `↵`, bytes that are no text `<0x..>`."""
     pieces = tokenizer.convert_ids_to_tokens([int(i) for i in ids])

@@ -234,6 +234,20 @@ def test_probe_slots_of_a_text_alone(engram):
     assert code == 0 and out.splitlines()[1].split("\t")[-1] == "norms"
 
 
+def test_probe_slots_of_an_ngram_and_by_number(engram, corpus, tmp_path):
+    words = ("probe", "slots", "memory", "--data", corpus, "--out", tmp_path / "rows")
+    code, out, _ = engram(*words, "--ngram", " of Varnholm")
+    found = ep.load_result(tmp_path / "rows")
+    assert code == 0 and out.splitlines()[0] == found.summary()
+    assert found.own_reads.sum() > 0 and found.provenance.command.startswith("engram probe slots")
+    cells = [line.split("\t")[4] for line in out.splitlines()[2:]]
+    assert cells == [str(slot) for slot in found.slots]
+    code, out, err = engram(*words, "--rows", f"2:{found.slots[-1]}", "--json")
+    assert code == 0, err
+    [row] = json.loads(out)["table"]
+    assert row["reads"] == found.reads[-1] and row["layer"] == 2
+
+
 def test_probe_cka(engram, corpus, tmp_path):
     words = ("--twin", "plain", "--data", corpus, "--k", 2, "--permutations", 5)
     code, out, _ = engram("probe", "cka", "memory", *words, "--out", tmp_path / "cka")
@@ -515,7 +529,12 @@ ERRORS = {
     "text too long": (("probe", "gates", "memory", "--text", "boats " * 300), 2, "reads 192"),
     "empty text": (("probe", "gates", "memory", "--text", " "), 2, "the text is empty"),
     "no memory": (("probe", "gates", "plain", "--text", "boats"), 2, "has no memory"),
-    "slots of nothing": (("probe", "slots", "memory"), 2, "give --text, a corpus"),
+    "slots of nothing": (("probe", "slots", "memory"), 2, "give one of --text, --ngram"),
+    "slots of rows of no layer": (
+        ("probe", "slots", "memory", "--rows", "0:1,2"),
+        2,
+        "--rows 0:1,2: 2 has no layer",
+    ),
     "index of a text": (
         ("probe", "gates", "memory", "--text", "boats", "--count-data", "world:"),
         2,
@@ -525,7 +544,7 @@ ERRORS = {
     "compression of a text": (
         ("probe", "slots", "memory", "--compression", "--text", "boats"),
         2,
-        "leave out --text",
+        "--text and --compression: give one of them",
     ),
     "no index": (("probe", "slots", "memory", "--index", "{bad}"), 3, "no index in"),
     "index among other things": (

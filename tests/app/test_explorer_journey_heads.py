@@ -4,7 +4,6 @@ import re
 from urllib.parse import quote
 
 import pytest
-
 from tests.app.browsing import pressed, settled, tokens
 
 pytestmark = pytest.mark.browser

@@ -29,12 +29,15 @@ DOCS = Path(__file__).parents[2] / "docs"
         "suppression",
         "slots",
         "row_load",
+        "rows_of_ngram",
         "contexts",
         "audit",
         "linear",
         "patching",
         "routing",
         "attention",
+        "predictions",
+        "token_comparison",
         "head_map",
     ]
 )

@@ -1,5 +1,6 @@
 """Saved results that belong to the pair of models looked at."""
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TypeVar
 
@@ -12,13 +13,16 @@ Kind = TypeVar("Kind", bound=Result)
 
 
 def find_saved(kind: type[Kind], looking: Looking) -> Kind | None:
-    """One of this kind and of these very weights: opened, or one that comes with the project."""
+    """One of this kind and of the pair looked at: opened, or one that comes with the project."""
     assert looking.twin is not None
-    weights = [cached.weights(path) for path in (looking.path, looking.twin)]
-    folders = [*map(Path, Opened.now().results), *bundled_results()]
-    for folder in folders:
+    return next(saved_of(kind, looking.path, looking.twin), None)
+
+
+def saved_of(kind: type[Kind], *paths: str) -> Iterator[Kind]:
+    """Those of this kind that were measured on the very weights of these checkpoints."""
+    weights = [cached.weights(path) for path in paths]
+    for folder in [*map(Path, Opened.now().results), *bundled_results()]:
         result = cached.saved(folder)
         measured = [model["weights_sha256"] for model in result.provenance.models]
         if isinstance(result, kind) and measured == weights:
-            return result
-    return None
+            yield result

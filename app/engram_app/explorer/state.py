@@ -101,7 +101,8 @@ def _selector(label: str, key: str, paths: list[Any], default: str | None) -> An
 def turn_to(page: str) -> None:
     """Note which page is drawn: on another one than before, widgets begin anew."""
     state = st.session_state
-    state["turned"] = state.get("page", page) != page
+    turned = state.get("page", page) != page
+    state["restoring"] = {key for key in state if str(key).startswith("kept_")} if turned else set()
     state["page"] = page
 
 
@@ -115,8 +116,10 @@ def as_given(path: str) -> str:
 def keep(key: str, options: Sequence[Any] | None = None) -> None:
     """Give a widget back the value it had on another page, if it still is an option."""
     state, kept = st.session_state, f"kept_{key}"
-    if state["turned"] and kept in state and (options is None or state[kept] in options):
-        state[key] = state[kept]
+    if kept in state["restoring"]:
+        state["restoring"].discard(kept)  # once: a fragment runs again without its page
+        if options is None or state[kept] in options:
+            state[key] = state[kept]
 
 
 def remember(key: str) -> None:

@@ -1,17 +1,15 @@
-"""Clicks on a heatmap's cells, which plotly's own selections do not report.
+"""Clicks on a heatmap's cells, which Streamlit's selections do not report.
 
 Invisible markers over the cells are selected instead, and tell by hovering what the cells told.
 """
 
 import re
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import plotly.graph_objects as go
 
 MOST_CELLS = 20_000
-OnCell = Callable[[int, int], None]
 
 
 def clickable(figure: go.Figure) -> int | None:
