@@ -198,6 +198,18 @@ def test_probe_lens_with_twin(engram, corpus, tmp_path):
     assert lens.provenance.corpus["source"]["spec"] == corpus
 
 
+def test_probe_lens_without_memory(engram, tmp_path):
+    words = ("probe", "lens", "memory", "--without-memory", "--text", TEXT)
+    code, out, _ = engram(*words, "--out", tmp_path / "lens")
+    on, off = (ep.load_result(tmp_path / "lens" / name) for name in (".", "without_memory"))
+    difference = ep.load_result(tmp_path / "lens" / "difference")
+    assert code == 0 and out.splitlines()[0] == difference.summary()
+    assert off.without_memory and not on.without_memory
+    assert np.allclose(difference.grids("kl")[1], off.grid("kl"))
+    code, _, err = engram(*words, "--twin", "plain")
+    assert code == 2 and "a difference is of two lenses" in err
+
+
 def test_probe_lens_of_one_text(engram):
     code, out, _ = engram("probe", "lens", "plain", "--text", TEXT)
     table = [line.split("\t") for line in out.splitlines()[1:]]

@@ -61,35 +61,6 @@ def test_choices_outlive_a_visit_to_another_page(explorer):
     assert at.text_area(key="text").value == TEXT
 
 
-def test_lens_beside_its_twin(explorer):
-    at = explorer("lens")
-    grid, curves = figures(at)
-    assert grid["data"][0]["type"] == "heatmap"
-    names = {trace["name"] for trace in curves["data"] if trace.get("name")}
-    assert {"memory", "plain"} <= names
-    assert "is settled after" in texts(at)
-
-
-def test_lens_of_a_model_without_a_memory(explorer):
-    at = explorer("lens", models=("plain",))
-    assert len(figures(at)) == 2 and "--twin" not in at.code[0].value
-
-
-def test_alignment_is_computed_on_request(explorer, monkeypatch):
-    monkeypatch.setattr("engram_app.explorer.cached.ALIGNMENT_DOCUMENTS", 24)
-    monkeypatch.setattr("engram_app.explorer.cached.ALIGNMENT_OPTIONS", {"k": 2, "permutations": 5})
-    at = explorer("alignment")
-    assert "No saved alignment of memory and plain" in texts(at) and not figures(at)
-    at.button[0].click().run()
-    [figure] = figures(at)
-    assert figure["data"][0]["type"] == "heatmap" and "The largest shift" in texts(at)
-
-
-def test_alignment_without_a_twin(explorer):
-    at = explorer("alignment", models=("memory",))
-    assert "second checkpoint" in at.info[0].value
-
-
 def test_saved_results_need_no_model(explorer, pair, tmp_path):
     import engram_model as em
     import engram_probes as ep

@@ -99,6 +99,13 @@ def text_lens(engram, tokenizer, texts):
 
 
 @pytest.fixture(scope="session")
+def text_lens_off(engram, tokenizer, texts):
+    import engram_probes as ep
+
+    return ep.logit_lens(engram, tokenizer, texts[1], without_memory=True)
+
+
+@pytest.fixture(scope="session")
 def twin_lens(twin, tokenizer, texts):
     import engram_probes as ep
 

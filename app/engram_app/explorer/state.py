@@ -145,13 +145,23 @@ def choose(
 
 
 def pick_from(
-    label: str, key: str, options: Sequence[Option], shown: Callable[[Option], str] = str
+    label: str,
+    key: str,
+    options: Sequence[Option],
+    shown: Callable[[Option], str] = str,
+    default: Option | None = None,
 ) -> Option:
     """One of many options, in the URL as `key` and remembered on other pages."""
     keep(key, options)
-    chosen = st.selectbox(label, options, key=key, format_func=shown, bind="query-params")
+    first = 0 if default is None else options.index(default)
+    chosen = st.selectbox(label, options, first, key=key, format_func=shown, bind="query-params")
     remember(key)
-    return chosen if chosen in options else options[0]
+    return chosen if chosen in options else options[first]
+
+
+def put(key: str, option: str) -> None:
+    """Choose an option of `choose` or `pick_from` in a callback."""
+    st.session_state[key] = st.session_state[f"kept_{key}"] = option
 
 
 def number(label: str, key: str, low: int, high: int, default: int) -> int:
