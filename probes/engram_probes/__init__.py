@@ -2,6 +2,7 @@
 
 _HOME = {
     "Alignment": "alignment",
+    "AttentionMap": "head_maps",
     "AttentionPatterns": "attention",
     "Attribution": "attribution",
     "CompressionAudit": "compression_audit",
@@ -14,6 +15,7 @@ _HOME = {
     "LogitLens": "lens",
     "Predictions": "predictions",
     "RowContexts": "contexts",
+    "RowInspection": "row_inspection",
     "RowLoad": "row_use",
     "SlotTrace": "slots",
     "Suppression": "suppression",
@@ -21,6 +23,7 @@ _HOME = {
     "TrainingAlignment": "alignment_training",
     "TunedLens": "tuned_lens",
     "alignment_over_training": "alignment_training",
+    "attention_map": "head_maps",
     "attention_patterns": "attention",
     "attribute": "attribution",
     "audit_compression": "compression_audit",
@@ -30,6 +33,7 @@ _HOME = {
     "expert_routing": "routing",
     "gate_map": "gates",
     "gate_profile": "gate_profiles",
+    "inspect_rows": "row_inspection",
     "inspect_slots": "slots",
     "intervene": "interventions",
     "linear_cka": "hsic",

@@ -132,13 +132,13 @@ class Subject:
 
     def logits(self, ids: list[int]) -> Tensor:
         """One text -> [positions, vocabulary]."""
-        with self._quiet():
+        with self.quiet():
             return self.model(self.tensor([ids]), use_cache=False).logits[0]
 
-    def run(self, ids: list[int]) -> None:
-        """One text, for what listens."""
-        with self._quiet():
-            self.model(self.tensor([ids]), use_cache=False, logits_to_keep=1)
+    def run(self, batch: list[list[int]]) -> None:
+        """A batch of texts, for what listens."""
+        with self.quiet():
+            self.model(self.tensor(batch), use_cache=False, logits_to_keep=1)
 
     def residuals(self, batch: list[list[int]]) -> "Residuals":
         """Run a batch and keep the collapsed residual of every depth."""
@@ -152,7 +152,7 @@ class Subject:
         def after(_module, _args, output) -> None:
             depths.append(self.collapse(output[0] if isinstance(output, tuple) else output))
 
-        with ExitStack() as hooks, self._quiet():
+        with ExitStack() as hooks, self.quiet():
             hooks.enter_context(
                 _removed(self.layers[0].register_forward_pre_hook(before, with_kwargs=True))
             )
@@ -165,7 +165,7 @@ class Subject:
         return Residuals(depths, last[-1], output.logits[:, -1])
 
     @contextmanager
-    def _quiet(self) -> Iterator[None]:
+    def quiet(self) -> Iterator[None]:
         """No gradients, no dropout."""
         training = self.model.training
         if training:  # through a bridge a change of mode takes as long as a short text

@@ -4,15 +4,22 @@ Screenshots go to the folder ENGRAM_SCREENSHOTS, else to pytest's temporary one.
 """
 
 import os
-import shutil
 import sys
 from pathlib import Path
 
 import pytest
+from browsing import ARGUMENTS, chromium_path, complaint, serving, settled
 from explorer_page import TEXT as SENTENCE
 
-ARGUMENTS = ["--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"]
 TEXT = "The harbour master of Varnholm counts the boats at dusk."
+
+
+@pytest.fixture(scope="session", autouse=True)
+def cache_folder(tmp_path_factory):
+    """What the explorer keeps on disk, away from the user's own."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        yield
 
 
 @pytest.fixture(scope="session")
@@ -87,9 +94,8 @@ def chromium():
     from playwright.sync_api import Error, sync_playwright
 
     with sync_playwright() as playwright:
-        found = shutil.which("chromium") or shutil.which("google-chrome")
         try:
-            browser = playwright.chromium.launch(executable_path=found, args=ARGUMENTS)
+            browser = playwright.chromium.launch(executable_path=chromium_path(), args=ARGUMENTS)
         except Error:
             if os.environ.get("CI") == "true":
                 raise
@@ -104,3 +110,45 @@ def shots(tmp_path_factory):
     folder = Path(folder) if folder else tmp_path_factory.mktemp("screenshots")
     folder.mkdir(parents=True, exist_ok=True)
     return folder
+
+
+@pytest.fixture(scope="session")
+def serving_bundled(tmp_path_factory):
+    """A running `engram explore` with the bundled models. Afterwards: its log is clean."""
+    with serving(tmp_path_factory.mktemp("server") / "log") as running:
+        yield running
+    said = running.log.read_text()
+    assert "Traceback" not in said and "deprecat" not in said, said
+
+
+@pytest.fixture(scope="session")
+def server(serving_bundled):
+    """Its address."""
+    return serving_bundled.address
+
+
+@pytest.fixture
+def visit(chromium, server):
+    """Function: path -> a page in a fresh session. Afterwards: no error, no foreign address."""
+    hosts, errors, contexts = set(), [], []
+
+    def open_page(path="/", theme="light", height=900):
+        context = chromium.new_context(
+            viewport={"width": 1280, "height": height}, color_scheme=theme
+        )
+        contexts.append(context)
+        context.set_default_timeout(60_000)
+        page = context.new_page()
+        page.on("request", lambda request: hosts.add(request.url.split("/")[2]))
+        page.on("console", lambda message: errors.append(complaint(message)))
+        page.on("pageerror", lambda error: errors.append(str(error)))
+        page.on("dialog", lambda dialog: errors.append(f"dialog {dialog.message}"))
+        page.goto(server + path)
+        settled(page)
+        return page
+
+    yield open_page
+    for context in contexts:
+        context.close()
+    assert not any(errors), [error for error in errors if error]
+    assert hosts <= {server.removeprefix("http://")}

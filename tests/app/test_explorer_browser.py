@@ -2,116 +2,13 @@
 
 import http.client
 import re
-import socket
-import subprocess
-import sys
-import time
-import urllib.request
 
 import pytest
+from browsing import DRAWN, SENTENCE, pressed, read, settled, tokens, type_text
 
 from engram_app.examples import CAPITALS
 
 pytestmark = pytest.mark.browser
-SENTENCE = "The river Danube flows through Vienna and Budapest."
-HARMLESS = ("/_stcore/health", "/_stcore/host-config")  # asked for below a page's own path
-QUIET = '[data-testid="stApp"][data-test-script-state="notRunning"]'
-DRAWN = ".js-plotly-plot .heatmaplayer image"
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory):
-    """Address of `engram explore`, with the bundled models."""
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-    log = tmp_path_factory.mktemp("server") / "log"
-    command = [sys.executable, "-m", "engram_app", "explore", "--no-browser", "--port", str(port)]
-    with log.open("w") as out, subprocess.Popen(command, stdout=out, stderr=out) as process:
-        address = f"http://127.0.0.1:{port}"
-        try:
-            _wait_for(f"{address}/_stcore/health", process, log)
-            yield address
-        finally:
-            process.terminate()
-            process.wait(20)
-    assert "Traceback" not in log.read_text() and "deprecat" not in log.read_text()
-
-
-def _wait_for(address, process, log):
-    for _ in range(120):
-        try:
-            urllib.request.urlopen(address, timeout=1)
-            return
-        except OSError:
-            assert process.poll() is None, log.read_text()
-            time.sleep(0.25)
-    raise AssertionError(f"no answer from {address}: {log.read_text()}")
-
-
-@pytest.fixture
-def visit(chromium, server, shots):
-    """Function: path -> a page in a fresh session. Afterwards: no error, no foreign address."""
-    hosts, errors, contexts = set(), [], []
-
-    def heard(message):
-        harmless = any(path in message.location.get("url", "") for path in HARMLESS)
-        if message.type == "error" and not harmless:
-            errors.append(f"{message.text} {message.location}")
-
-    def open_page(path="/", theme="light", height=900):
-        context = chromium.new_context(
-            viewport={"width": 1280, "height": height}, color_scheme=theme
-        )
-        contexts.append(context)
-        context.set_default_timeout(60_000)
-        page = context.new_page()
-        page.on("request", lambda request: hosts.add(request.url.split("/")[2]))
-        page.on("console", heard)
-        page.on("pageerror", lambda error: errors.append(str(error)))
-        page.on("dialog", lambda dialog: errors.append(f"dialog {dialog.message}"))
-        page.goto(server + path)
-        settled(page)
-        return page
-
-    yield open_page
-    for context in contexts:
-        context.close()
-    assert not errors
-    assert hosts <= {server.removeprefix("http://")}
-
-
-def settled(page):
-    page.wait_for_selector("h1")
-    page.wait_for_selector(QUIET)
-    return page
-
-
-def tokens(page):
-    """Texts of the strip, in order."""
-    page.wait_for_selector("button.token")
-    return page.locator("button.token").all_inner_texts()  # at once: the strip may be redrawn
-
-
-def pressed(page):
-    """Label of the token that is looked at."""
-    return page.locator('button.token[aria-pressed="true"]').get_attribute("aria-label")
-
-
-def type_text(page, text):
-    box = page.get_by_label("Text to read")
-    box.fill(text)
-    box.press("Control+Enter")
-    page.wait_for_url(lambda url: "text=" in url)
-    settled(page)
-
-
-def read(page, text):
-    """Wait until the strip shows this text."""
-    for _ in range(100):
-        if "".join(tokens(page)[1:]).replace("·", "") == re.sub(r"\s", "", text):
-            return
-        page.wait_for_timeout(100)
-    raise AssertionError(f"the strip shows {tokens(page)}")
 
 
 @pytest.mark.parametrize("theme", ["light", "dark"])

@@ -46,7 +46,16 @@ def _following(gates: GateMap | Predictions, position: int) -> int | None:
 
 
 def _row(text: str, probability: float, is_true: bool) -> dict:
-    shown = f"{probability:.1%}"
-    if probability < 0.001:
-        shown = np.format_float_positional(100 * probability, precision=1, fractional=False) + "%"
-    return {"text": text, "probability": probability, "shown": shown, "isTrue": is_true}
+    return {
+        "text": text,
+        "probability": probability,
+        "shown": percent(probability),
+        "isTrue": is_true,
+    }
+
+
+def percent(probability: float) -> str:
+    """A probability as text, small ones with one digit that counts."""
+    if probability >= 0.001:
+        return f"{probability:.1%}"
+    return np.format_float_positional(100 * probability, precision=1, fractional=False) + "%"
