@@ -22,7 +22,9 @@ def write(file, **document):
 
 
 def log(file, losses, **more):
-    history = [{"step": i + 1, "loss": loss + 1, "eval_loss": loss} for i, loss in enumerate(losses)]
+    history = [
+        {"step": i + 1, "loss": loss + 1, "eval_loss": loss} for i, loss in enumerate(losses)
+    ]
     settings = {"data": "d", "options": {}, "overrides": {}, "device": "cpu"}
     return write(file, history=history, tokens_per_step=1_000_000, **settings, **more)
 
@@ -46,7 +48,9 @@ def test_an_evaluation_has_losses_and_suites_with_intervals(tmp_path):
     write(tmp_path / "metrics.json", data="d", sources={"all": source}, tasks={"copy": task})
     write(tmp_path / "config.json", checkpoint="<b>", started="2026-01-02T03:04", command="c")
     found = read_evaluation(tmp_path)
-    assert found.date == "2026-01-02" and "2.000 nats a token (95% 1.500 to 2.500)" in found.summary()
+    assert (
+        found.date == "2026-01-02" and "2.000 nats a token (95% 1.500 to 2.500)" in found.summary()
+    )
     (loss,), (accuracy,) = found.figure().data, found.figure("tasks").data
     assert (loss.x, loss.error_x.array, loss.error_x.arrayminus) == ((2.0,), (0.5,), (0.5,))
     assert accuracy.error_x.arrayminus == (0.25,)
@@ -56,7 +60,7 @@ def test_an_evaluation_has_losses_and_suites_with_intervals(tmp_path):
 def test_a_comparison_says_its_verdict(tmp_path):
     row = {"what": "loss", "difference": 0.5, "low": -0.25, "high": 1.0, "verdict": "undecided"}
     found = read_comparison(write(tmp_path / "a-b.json", command="c", differences=[row]))
-    assert "a-b: loss is +0.500 (95% -0.250 to +1.000): undecided." == found.summary()
+    assert found.summary() == "a-b: loss is +0.500 (95% -0.250 to +1.000): undecided."
     assert found.figure().data[0].x == (0.5,)
 
 
