@@ -73,10 +73,10 @@ def find_model(path: str) -> str:
     """
     from engram_model.checkpoint import find_checkpoint
 
-    if len(path) > LONGEST_PATH or "\0" in path:
+    if len(path) > LONGEST_PATH or not path.isprintable():
         raise CheckpointError("that is no path of a checkpoint")
     try:
-        return str(find_checkpoint(path).resolve())
+        return str(find_checkpoint(Path(path).expanduser()).resolve())
     except (OSError, RuntimeError) as error:
         raise CheckpointError(f"no checkpoint at {path}: {error}") from None
 

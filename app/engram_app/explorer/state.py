@@ -13,6 +13,7 @@ import streamlit as st
 
 from engram_app.examples import examples
 from engram_app.explorer.opened import Opened, bundled_models, check_model, find_model
+from engram_app.local_models import look
 from engram_model.checkpoint import bundled_checkpoints
 
 Option = TypeVar("Option", bound=str)
@@ -58,9 +59,9 @@ def choose_models() -> Looking:
     opened = Opened.now().models
     for key in ("model", "twin"):
         asked = st.query_params.get(key, "")
-        if "/" in asked:
-            add_model(asked)
-    models = list(dict.fromkeys([*opened, *_added(), *bundled_models()]))
+        if "/" in asked and asked not in _added():
+            select_model(asked, key)
+    models = models_at_hand()
     path = _selector("Model", "model", models, models[0])
     first = opened[1] if len(opened) > 1 else None
     twin = _selector("Compared with", "twin", [None, *models], first if first != path else None)
@@ -68,34 +69,46 @@ def choose_models() -> Looking:
     return Looking(path, twin if twin != path else None)
 
 
-def add_model(path: str) -> str:
-    """Offer another checkpoint in this session; its path as it is offered.
+def models_at_hand() -> list[str]:
+    """Paths of all models that the sidebar offers."""
+    return list(dict.fromkeys([*Opened.now().models, *_added(), *bundled_models()]))
+
+
+def select_model(path: str, key: str) -> None:
+    """Offer another checkpoint in this session and choose it; before the selectors are drawn.
+
+    Args:
+        key: `model`, or `twin` to compare with.
 
     Raises:
-        CheckpointError: there is no checkpoint.
+        CheckpointError: there is no checkpoint, or one that is not opened; nothing in it is run.
     """
     found = find_model(path)
-    added = _added()
-    if found not in added:
-        added.append(found)
-    return found
+    look(Path(found))
+    if found not in models_at_hand():
+        _added().append(found)
+    st.session_state[key] = _labels(models_at_hand())[models_at_hand().index(found)]
 
 
 def _added() -> list[str]:
     return st.session_state.setdefault("models_added", [])
 
 
-def _selector(label: str, key: str, paths: list[Any], default: str | None) -> Any:
-    """Offers names; a name that two checkpoints share comes with its folder."""
+def _labels(paths: Sequence[str | None]) -> list[str]:
+    """Names; of those added here, and of those that share a name, the path."""
     names = [Path(path).name if path else NONE for path in paths]
-    unique = [
-        name if not path or names.count(name) == 1 else path
+    return [
+        path if path and (path in _added() or names.count(name) > 1) else name
         for name, path in zip(names, paths, strict=True)
     ]
-    keep(key, unique)
-    chosen = st.sidebar.selectbox(label, unique, paths.index(default), key=key, bind="query-params")
+
+
+def _selector(label: str, key: str, paths: list[Any], default: str | None) -> Any:
+    labels = _labels(paths)
+    keep(key, labels)
+    chosen = st.sidebar.selectbox(label, labels, paths.index(default), key=key, bind="query-params")
     remember(key)
-    return paths[unique.index(chosen)] if chosen in unique else default
+    return paths[labels.index(chosen)] if chosen in labels else default
 
 
 def turn_to(page: str) -> None:

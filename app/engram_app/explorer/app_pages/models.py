@@ -5,19 +5,12 @@ from pathlib import Path
 import streamlit as st
 
 from engram_app.explorer.models_parts import applying, model_row
-from engram_app.explorer.opened import LONGEST_PATH, Opened, bundled_models, find_model
 from engram_app.explorer.page import finding, numbers, plain
-from engram_app.explorer.state import add_model, as_given, choose_models
+from engram_app.explorer.state import as_given, choose_models, models_at_hand, select_model
 from engram_app.local_models import look
 from engram_model.errors import EngramError
 
 REFUSED = "models_refused"
-
-
-def at_hand() -> list[str]:
-    """Paths of all models that the sidebar offers."""
-    added = st.session_state.get("models_added", [])
-    return list(dict.fromkeys([*Opened.now().models, *added, *bundled_models()]))
 
 
 def open_own(where: str) -> None:
@@ -53,16 +46,9 @@ def _open(key: str) -> None:
     try:
         if not path:
             raise EngramError("type the path of a folder")
-        if len(path) > LONGEST_PATH or not path.isprintable():
-            raise EngramError("that is no path of a checkpoint")
-        look(Path(find_model(str(Path(path).expanduser()))))
-        found = add_model(str(Path(path).expanduser()))
+        select_model(path, key)
     except (EngramError, OSError, RuntimeError, ValueError) as error:
         st.session_state[REFUSED] = " ".join(str(error).split())[:300]
-        return
-    names = [Path(one).name for one in at_hand()]
-    name = Path(found).name
-    st.session_state[key] = name if names.count(name) == 1 else found
 
 
 def page() -> None:
@@ -76,7 +62,7 @@ def page() -> None:
         f"{facts.context:,} tokens of context."
         + (f" It is compared with {looking.twin_name}." if looking.twin else "")
     )
-    rows = [model_row(path) for path in at_hand()]
+    rows = [model_row(path) for path in models_at_hand()]
     st.dataframe(rows, hide_index=True, height="content", alt=f"{len(rows)} models at hand")
     st.caption("Losses are those that the cards state, in nats a token, on the texts held out.")
     left, right = st.columns(2, gap="large")
