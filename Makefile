@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 REPORT ?= reports/mini
 
-.PHONY: report explore test lint setup schema notebook clean
+.PHONY: report explore test lint setup schema notebook screenshot clean
 
 setup: $(READY)
 
@@ -38,3 +38,7 @@ schema: setup
 notebook: setup
 	PYTHONWARNINGS='ignore:IProgress not found' $(BIN)/jupyter-execute --inplace docs/first_look.ipynb
 	$(BIN)/python tests/app/test_notebook_page.py
+
+screenshot: setup
+	ENGRAM_SCREENSHOTS=build/screenshots $(BIN)/python -m pytest -q tests/app/test_explorer_browser.py -k "first_screen and light"
+	cp build/screenshots/overview-light.png docs/images/overview.png

@@ -24,12 +24,13 @@ def edits() -> tuple[str, ...]:
     """Those in force; a session that asked for none begins without the memory."""
     state = st.session_state
     if "edits" not in state:
-        state["edits"] = tuple(st.query_params.get_all("edit")) or EVERYWHERE
+        asked = st.query_params.get_all("edit")  # `edit=` asks for none
+        state["edits"] = tuple(filter(None, asked)) if asked else EVERYWHERE
         state["edits_before"] = []
     if state["edits"] == EVERYWHERE:
         st.query_params.pop("edit", None)
     else:
-        st.query_params["edit"] = list(state["edits"])
+        st.query_params["edit"] = list(state["edits"]) or ""
     return state["edits"]
 
 
