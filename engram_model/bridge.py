@@ -497,13 +497,15 @@ def run_at_end(bridge: TransformerBridge, ids: list[int]) -> tuple[Tensor, Engra
     """
     model = bridge.original_model
     training = model.training
-    model.eval()  # no dropout
+    if training:  # a change of mode takes as long as a short text
+        model.eval()  # no dropout
     try:
         with torch.no_grad():
             tokens = torch.tensor([ids], device=model.device)
             logits, cache = bridge.run_with_cache(tokens, names_filter=_is_writer)
     finally:
-        model.train(training)
+        if training:
+            model.train()
     # A copy, so that what was kept of the other positions can go.
     kept = {name: tensor[:, -1:].clone() for name, tensor in cache.items()}
     return logits[0, -1], type(cache)(kept, bridge)

@@ -1,5 +1,6 @@
 """Texts to begin with: each shows another reason why a memory speaks, or does not."""
 
+from collections.abc import Callable
 from functools import lru_cache
 from itertools import islice
 
@@ -12,23 +13,24 @@ CAPITALS = "The capital of France is Paris, and the capital of Italy is Rome."
 
 @lru_cache(maxsize=1)
 def examples() -> dict[str, str]:
-    """Name -> text. The last three come from the synthetic world that the models learnt."""
+    """Name -> text. The last four come from the synthetic world that the models learnt."""
     return {
         "Famous names": NAMES,
         "Capitals": CAPITALS,
         "A known person": _sentences(_told("bio"), 3),
+        "A person never told of": _sentences(_told("bio", min), 3),
         "A set phrase": _told("phrase"),
         "Reading": _told("reading"),
     }
 
 
-def _told(family: str) -> str:
-    """A document of a family, of a person or phrase that training told of often."""
+def _told(family: str, which: Callable = max) -> str:
+    """A document of a family, of a person or phrase that training told of often, or never."""
     from engram_model.world import parse_spec
 
     spec = parse_spec(f"world:?seed=0&split=valid&families={family}")
     documents = list(islice(spec.documents(), 60))
-    return max(documents, key=_tier)["text"]
+    return which(documents, key=_tier)["text"]
 
 
 def _tier(document: dict) -> int:

@@ -7,7 +7,10 @@ import numpy as np
 
 from engram_app.colours import Scale
 from engram_probes.gates import GateMap, What
+from engram_probes.head_maps import AttentionMap
+from engram_probes.interventions import Intervention
 from engram_probes.lens import LogitLens
+from engram_probes.routing import ExpertRouting
 
 TITLES: dict[What, str] = {
     "added": "what the memory adds, relative to the residual it enters",
@@ -31,11 +34,39 @@ def memory_values(
     return values, Scale(TITLES[what], low, high, centre)
 
 
+def helped_values(found: Intervention) -> tuple[np.ndarray, Scale]:
+    """By how many nats each token is predicted better with the memory than edited."""
+    usual = found.helped[~found.special]
+    largest = float(np.abs(usual[np.isfinite(usual)]).max(initial=0)) or 1.0
+    title = "nats by which the token is likelier with the memory as it is"
+    return found.helped, Scale(title, -largest, largest, 0.0)
+
+
 def settling_values(lens: LogitLens) -> tuple[np.ndarray, Scale]:
     """After how many blocks the top next token is the final one."""
     depths = np.asarray(lens.settling_depth, dtype=float)
     title = "blocks run until the next token is settled"
     return depths, Scale(title, 0.0, float(lens.depths - 1), 0.0)
+
+
+def moved_values(heads: AttentionMap) -> tuple[np.ndarray, Scale]:
+    """Share of its attention that each token moves without the memory, mean over all heads."""
+    title = "attention moved to other tokens without the memory"
+    if heads.moved is None:
+        return np.zeros(len(heads.tokens)), Scale("no memory to take away", 0.0, 1.0, 0.0)
+    values = heads.moved.mean((0, 1))
+    return values, Scale(title, 0.0, float(values[~heads.special].max(initial=0)) or 1.0, 0.0)
+
+
+def anew_values(routing: ExpertRouting) -> tuple[np.ndarray, np.ndarray, Scale]:
+    """Share of its experts that each token chooses anew under the first change of the memory, mean
+    over layers; and which token is the first."""
+    first = np.arange(len(routing.tokens)) == 0
+    if not routing.changes:
+        return np.zeros(len(first)), first, Scale("no memory to take away", 0.0, 1.0, 0.0)
+    values = 1 - routing.text_kept().mean(0)
+    largest = float(values[~first].max(initial=0)) or 1.0
+    return values, first, Scale("experts chosen anew without the memory", 0.0, largest, 0.0)
 
 
 def strip_tokens(

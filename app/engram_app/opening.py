@@ -55,9 +55,13 @@ def _dtype(full_precision: bool) -> Any:
 def _open_other(path: Path) -> tuple[Any, Any]:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
+    from engram_app.local_models import look
+
+    look(path)
+    safely = {"trust_remote_code": False, "local_files_only": True}
     try:
-        model = AutoModelForCausalLM.from_pretrained(path, use_safetensors=True)
-        return model.eval(), AutoTokenizer.from_pretrained(path)
+        model = AutoModelForCausalLM.from_pretrained(path, use_safetensors=True, **safely)
+        return model.eval(), AutoTokenizer.from_pretrained(path, **safely)
     except Exception as error:
         first = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise CheckpointError(f"{path} cannot be opened: {first}") from error

@@ -273,14 +273,99 @@ class Alignment(Result):
             return shown, self.second_null_mean[SECOND.index(what)]
         return shown, self.matrix if what == "sinks" else self.null_mean
 
-    def figure(self, what: str = "cka") -> "plotly.graph_objects.Figure":
+    @property
+    def measures(self) -> tuple[str, ...]:
+        """Which of `VIEWS` this alignment has."""
+        arrays = (self.matrix, *(getattr(self, name) for name in SECOND), self.with_sinks)
+        return tuple(v for v, array in zip(VIEWS, arrays, strict=True) if array is not None)
+
+    def soft(self, what: str = "cka") -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Soft alignment by a measure, with its interval: [C] each, NaN where unknown."""
+        soft, low, high = self.soft_index, self.soft_low, self.soft_high
+        if what in SECOND:
+            unknown = np.full((len(SECOND), len(soft)), np.nan)
+            arrays = (self.second_soft, self.second_low, self.second_high)
+            place = SECOND.index(what)
+            soft, low, high = ((unknown if a is None else a)[place] for a in arrays)
+        return soft, low, high
+
+    def pair_frame(self, row: int, column: int) -> "pandas.DataFrame":
+        """One pair of layers, one row for each measure: value, interval, what chance gives.
+
+        Raises:
+            UsageError: no such pair.
+        """
+        import pandas as pd
+
+        self._check_pair(row, column)
+        cell = row, column
+        rows = []
+        for name in self.measures:
+            value, null = self.shown(name)
+            high = self.null_high if name == "cka" else None
+            if name in SECOND and self.second_null_high is not None:
+                high = self.second_null_high[SECOND.index(name)]
+            rows.append(
+                {
+                    "measure": name,
+                    "value": value[cell],
+                    "low": self.low[cell] if name == "cka" else np.nan,
+                    "high": self.high[cell] if name == "cka" else np.nan,
+                    "null_mean": np.nan if name == "sinks" else null[cell],
+                    "null_high": np.nan if high is None else high[cell],
+                }
+            )
+        return pd.DataFrame(rows)
+
+    def pair_summary(self, row: int, column: int) -> str:
+        """One sentence on a pair of layers: how alike, against chance and its neighbours."""
+        self._check_pair(row, column)
+        value, low, high = (float(a[row, column]) for a in (self.matrix, self.low, self.high))
+        sure = f" (95% interval {low:.2f} to {high:.2f})" if np.isfinite(low) else ""
+        null = float(self.null_high[row, column])
+        chance = ""
+        if np.isfinite(null):
+            above = "above" if value > null else "not above"
+            chance = f", {above} what 95% of permutations give ({null:.2f})"
+        rank = 1 + int((self.matrix[:, column] > value).sum())
+        place = "the most alike" if rank == 1 else f"number {rank}"
+        return (
+            f"Layer {column} of {self.model_a} and layer {row} of {self.model_b}: CKA "
+            f"{value:.2f}{sure}{chance}; {place} of the {len(self.matrix)} layers of "
+            f"{self.model_b} for this one."
+        )
+
+    def _check_pair(self, row: int, column: int) -> None:
+        rows, columns = self.matrix.shape
+        if not (0 <= row < rows and 0 <= column < columns):
+            raise UsageError(
+                f"layers {row} and {column}: {self.model_b} has 0 to {rows - 1}, "
+                f"{self.model_a} 0 to {columns - 1}"
+            )
+
+    def figure(
+        self, what: str = "cka", pair: tuple[int, int] | None = None
+    ) -> "plotly.graph_objects.Figure":
         """Heatmap with the soft alignment and the diagonal, beside it the null.
 
-        what: "cka"; "neighbours", "procrustes" or "rsa" for a second opinion; "sinks" for CKA with
-            special tokens and position 0 put back, beside it without.
+        Args:
+            what: "cka"; "neighbours", "procrustes" or "rsa" for a second opinion; "sinks" for CKA
+                with special tokens and position 0 put back, beside it without; "soft" for the soft
+                alignment by each measure, with intervals.
+            pair: a row and a column of the matrix: instead of the heatmap, that column's and that
+                row's values with their intervals and null, the pair marked.
+
+        Raises:
+            UsageError: no such measure or pair, or one that was left out.
         """
         from engram_probes.figures.alignment import alignment_figure
+        from engram_probes.figures.alignment_parts import pair_figure, soft_figure
 
+        if what == "soft":
+            return soft_figure(self)
+        if pair is not None:
+            self._check_pair(*pair)
+            return pair_figure(self, what, *pair)
         return alignment_figure(self, what)
 
 

@@ -15,7 +15,7 @@ from engram_model.bridge import as_bridge, patterns
 from engram_model.errors import CorpusError, UsageError
 from engram_probes.attention import NEAR, SCORES, AttentionPatterns
 from engram_probes.bootstrap import BLOCKS, divide, ratio_interval
-from engram_probes.capture import Subject, check_vocabularies, text_ids
+from engram_probes.capture import CPU_TOKENS, Subject, check_vocabularies, text_ids
 from engram_probes.memory_changes import INTACT, MemoryChanges
 from engram_probes.provenance import provenance
 from engram_probes.text import Documents, token_texts
@@ -68,8 +68,8 @@ class Queries:
         return counts
 
     def sums(self, pattern: Tensor) -> Tensor:
-        """[head, query, key] -> scores summed over queries, float64 [S, head]."""
-        pattern = pattern.double()
+        """[1, head, query, key] -> scores summed over queries, float64 [S, head]."""
+        pattern = pattern[0].double()
         rows = pattern[:, self.usual]
         keys = torch.arange(pattern.shape[-1], device=pattern.device)
         back = self.usual[:, None] - keys  # how far, [q, key]
@@ -94,27 +94,25 @@ class Listener:
         self.subject = Subject.of(self.bridge)
         self.changes = MemoryChanges(self.subject, changes, seed)
 
-    def measure(self, ids: list[int], measure) -> np.ndarray:
-        """[condition, layer, ...] of what `measure(pattern [head, query, key])` gives."""
-        return np.stack([found for _, found in self._passes(ids, measure)])
+    def measure(self, batch: list[list[int]], measure) -> np.ndarray:
+        """[condition, layer, ...] of what `measure(pattern [batch, head, query, key])` gives."""
+        conditions = self.changes.conditions
+        return np.stack([self.heard(batch, measure, each)[1].numpy() for each in conditions])
 
-    def patterns(self, ids: list[int]) -> tuple[tuple[int, ...], np.ndarray]:
-        """Layers with attention, and the intact model's patterns [L, H, query, key]."""
-        return next(iter(self._passes(ids, lambda pattern: pattern.float(), (INTACT,))))
+    def heard(
+        self, batch: list[list[int]], measure, condition: str
+    ) -> tuple[tuple[int, ...], Tensor]:
+        """Texts of one length in one condition, `INTACT` first: the layers with attention, and
+        [layer, ...] of what `measure` gives, layer after layer."""
+        found: dict[int, Tensor] = {}
 
-    def _passes(self, ids: list[int], measure, conditions: tuple[str, ...] | None = None):
-        passes = []
-        for condition in conditions or self.changes.conditions:
-            found: dict[int, Tensor] = {}
+        def keep(layer: int, pattern: Tensor) -> None:
+            found[layer] = measure(pattern).cpu()
 
-            def keep(layer: int, pattern: Tensor, found=found) -> None:
-                found[layer] = measure(pattern[0]).cpu()
-
-            with self.changes.made(condition), patterns(self.bridge, keep):
-                self.subject.run(ids)
-            layers = tuple(sorted(found))
-            passes.append((layers, torch.stack([found[layer] for layer in layers]).numpy()))
-        return passes
+        with self.changes.made(condition), patterns(self.bridge, keep):
+            self.subject.run(batch)
+        layers = tuple(sorted(found))
+        return layers, torch.stack([found[layer] for layer in layers])
 
 
 @dataclass(frozen=True, eq=False)
@@ -154,7 +152,7 @@ def read(
     for number, document in enumerate(documents):
         ids = text_ids(subject, tokenizer, document["text"], documents.single)
         queries = Queries.of(ids, subject.special(tokenizer, ids), subject.model.device)
-        sums = [listener.measure(ids, queries.sums) for listener in listeners]  # [K, L, S, H]
+        sums = [listener.measure([ids], queries.sums) for listener in listeners]  # [K, L, S, H]
         states = states or [
             AttentionState.empty(len(each), each.shape[1], each.shape[-1]) for each in sums
         ]
@@ -168,7 +166,7 @@ def read(
             break
     if not states:
         raise CorpusError("the corpus is empty: there is no text to read")
-    layers, pattern = listeners[0].patterns(ids)
+    layers, pattern = listeners[0].heard([ids], lambda pattern: pattern[0].float(), INTACT)
     repeated, fresh = _induction(listeners[0], tokenizer, sequences, length, seed)
     return AttentionRun(
         listener=listeners[0],
@@ -180,7 +178,7 @@ def read(
         fresh=fresh,
         twin=(listeners[1].subject, states[1]) if twin is not None else None,
         tokens=token_texts(tokenizer, ids) if documents.single else (),
-        pattern=pattern if documents.single else None,
+        pattern=pattern.numpy() if documents.single else None,
     )
 
 
@@ -213,16 +211,19 @@ def _induction(
     answers = asking - length + 1
 
     def score(pattern: Tensor) -> Tensor:
-        return pattern[:, asking, answers].double().mean(-1)
+        return pattern[:, :, asking, answers].double().mean(-1)
 
-    found: list[list[np.ndarray]] = [[], []]
+    pairs: list[list[int]] = []
     for _ in range(sequences):
         drawn = generator.permutation(usual)[: 2 * length].tolist()
         first, other = drawn[:length], drawn[length:]
-        for kept, second in zip(found, (first, other), strict=True):
-            kept.append(listener.measure([*start, *first, *second], score))
-    repeated, fresh = (np.stack(kept) for kept in found)
-    return repeated, fresh
+        pairs += [[*start, *first, *second] for second in (first, other)]
+    at_once = max(1, CPU_TOKENS // len(pairs[0]))
+    found = [
+        listener.measure(pairs[at : at + at_once], score) for at in range(0, len(pairs), at_once)
+    ]
+    scores = np.concatenate(found, axis=2).transpose(2, 0, 1, 3)
+    return scores[::2], scores[1::2]
 
 
 def statistics(run: AttentionRun, settings: dict[str, Any], seed: int) -> AttentionPatterns:

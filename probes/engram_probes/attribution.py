@@ -1,7 +1,9 @@
 """Who wrote a logit: embedding, attention, MLPs, and the memory row by row, as an exact sum."""
 
+import re
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
@@ -22,11 +24,14 @@ PARTS = {
 }
 DRAWS = 1000
 MOST_BARS = 40
+VIEWS = ("components", "parts", "memory")
+ROW = re.compile(r"(\d+)_engram_order(\d+)_head(\d+)")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class Attribution(Result):
-    """Components C, oldest first; residual streams M; positions p (0 is <bos>).
+    """Components C, oldest first; residual streams M; positions p (0 is <bos>), up to the one
+    attributed.
 
     Attributes:
         tokens: text of each token as shown (see `GateMap`).
@@ -164,17 +169,83 @@ class Attribution(Result):
 
         return pd.DataFrame({"component": self.components, "contribution": self.contribution})
 
-    def figure(self, most: int = MOST_BARS) -> "plotly.graph_objects.Figure":
+    def memory_frame(self) -> "pandas.DataFrame":
+        """What the memories wrote, piece by piece; of rows the n-gram, the row of the table, and
+        what rows drawn at random would add; `beyond`: outside of that."""
+        import pandas as pd
+
+        places = [i for i, part in enumerate(self.parts) if part == "memory"]
+        frame = pd.DataFrame([self._piece(i) for i in places])
+        return frame.astype({"row": "Int64", "order": "Int64", "head": "Int64"} if places else {})
+
+    def largest(self) -> str:
+        """The component of the memory that adds most, of either sign; of a model without one of
+        all."""
+        of = [part == "memory" for part in self.parts]
+        sizes = np.abs(self.contribution) * (of if any(of) else 1)
+        return self.components[int(sizes.argmax())]
+
+    def about(self, component: str) -> str:
+        """What a component is and adds, in a sentence.
+
+        Raises:
+            UsageError: no such component.
+        """
+        if component not in self.components:
+            raise UsageError(f"no component {component!r} in this attribution")
+        i = self.components.index(component)
+        part, value = self.parts[i], f"{self.contribution[i]:+.3f} logits"
+        if self.slots[i] < 0:
+            return f"{component} ({PARTS[part]}) adds {value}."
+        piece = self._piece(i)
+        beyond = "more than" if piece["beyond"] else "no more than"
+        return (
+            f"Row {piece['row']:,} of layer {piece['layer']}, read for “{piece['n-gram']}” by head "
+            f"{piece['head']} of order {piece['order']}, adds {value}: {beyond} rows of its head "
+            f"drawn at random ({piece['random_low']:+.3f} to {piece['random_high']:+.3f})."
+        )
+
+    def _piece(self, i: int) -> dict[str, Any]:
+        name, value = self.components[i], float(self.contribution[i])
+        row = ROW.fullmatch(name)
+        order, head = (int(row[2]), int(row[3])) if row else (None, None)
+        low, high = float(self.random_low[i]), float(self.random_high[i])
+        return {
+            "component": name,
+            "layer": int(name.split("_")[0]),
+            "order": order,
+            "head": head,
+            "n-gram": "".join(self.tokens[-order:]) if order else "",
+            "row": int(self.slots[i]) if row else None,
+            "contribution": value,
+            "random_low": low,
+            "random_high": high,
+            "beyond": bool(row) and not low <= value <= high,
+        }
+
+    def figure(
+        self, what: str = "components", most: int = MOST_BARS
+    ) -> "plotly.graph_objects.Figure":
         """Horizontal bars, oldest on top, the memory in a colour of its own.
 
         Args:
+            what: `components`; `parts`, their sums; or `memory`, what the memories wrote.
             most: bars at most; the smallest contributions beyond are summed in one.
-        """
-        from engram_probes.figures.attribution import attribution_figure
 
+        Raises:
+            UsageError: no such view, less than two bars, or no memory.
+        """
+        from engram_probes.figures.attribution import attribution_figure, parts_figure
+
+        if what not in VIEWS:
+            raise UsageError(f"no figure of {what!r}; use one of {', '.join(VIEWS)}")
         if most < 2:
             raise UsageError(f"most={most}: a figure needs at least two bars")
-        return attribution_figure(self, most)
+        if what == "parts":
+            return parts_figure(self)
+        if what == "memory" and "memory" not in self.parts:
+            raise UsageError("memory: the model has none that could have written anything")
+        return attribution_figure(self, most, "memory" if what == "memory" else None)
 
 
 def attribute(
@@ -184,11 +255,13 @@ def attribute(
     target: str | int | None = None,
     against: str | int | None = None,
     *,
+    position: int | None = None,
     heads: bool = False,
     draws: int = DRAWS,
     seed: int = 0,
+    progress: Callable[[int, int | None], None] | None = None,
 ) -> Attribution:
-    """Attribute the logit at the last position of `<bos>` + text to what wrote to the residual.
+    """Attribute a logit, at the last position of `<bos>` + text or another, to what wrote it.
 
     The final norm's scale and all mixing weights of the streams are held at the values they had,
     as in TransformerLens; the logit is then a sum over components.
@@ -200,13 +273,16 @@ def attribute(
         text: at most as long as the context.
         target: one token, as text or id; None: the likeliest next token.
         against: a second token whose logit is subtracted.
+        position: the token after which the logit is asked for, 0 being `<bos>`; what follows it is
+            not read. None: the last.
         heads: attention by its heads, `{layer}_attn_head{h}`.
         draws: rows drawn at random for each row that was looked up.
         seed: of these draws.
+        progress: called with passes of the model done and in all.
 
     Raises:
-        UsageError: an empty or too long text, a target that is not one token, or a model whose
-            logit is not the sum of its components.
+        UsageError: an empty or too long text, no such position, a target that is not one token, or
+            a model whose logit is not the sum of its components.
     """
     from engram_probes.attribution_run import run
 
@@ -214,4 +290,4 @@ def attribute(
         raise UsageError(f"attribute reads one text, not {type(text).__name__}; call it once each")
     if draws < 1:
         raise UsageError(f"draws={draws}: at least one row must be drawn")
-    return run(model, tokenizer, text, target, against, heads, draws, seed)
+    return run(model, tokenizer, text, target, against, position, heads, draws, seed, progress)

@@ -20,13 +20,16 @@ NOT_A_SUM = 0.05  # of the sizes of all contributions: more than the rounding of
 
 
 def run(
-    model, tokenizer, text: str, target, against, heads: bool, draws: int, seed: int
-) -> Attribution:
+    model, tokenizer, text: str, target, against, position: int | None, heads: bool, draws: int,
+    seed: int, progress,
+) -> Attribution:  # fmt: skip
     subject = Subject.of(model)
-    ids = subject.encode(tokenizer, text)
+    ids = _until(subject.encode(tokenizer, text), position)
     wanted, other = (subject_token(subject, tokenizer, token) for token in (target, against))
     bridge = as_bridge(model, tokenizer)
     logits, cache = run_at_end(bridge, ids)
+    if progress:
+        progress(1, 2)
     wanted = int(logits.argmax()) if wanted is None else wanted
     if wanted == other:
         raise UsageError("target and against are one token; give two different ones")
@@ -40,7 +43,13 @@ def run(
             [subject.model],
             tokenizer,
             describe_texts([text]),
-            {"target": target, "against": against, "heads": heads, "draws": draws},
+            {
+                "target": target,
+                "against": against,
+                "position": position,
+                "heads": heads,
+                "draws": draws,
+            },
             seed,
         ),
         tokens=token_texts(tokenizer, ids),
@@ -59,6 +68,15 @@ def run(
         **_silenced(bridge, ids, shares, wanted, other),
         **_random_rows(bridge, shares, labels, draws, seed),
     )
+
+
+def _until(ids: list[int], position: int | None) -> list[int]:
+    """The tokens up to a position, with it; None: all."""
+    if position is None:
+        return ids
+    if not 0 <= position < len(ids):
+        raise UsageError(f"no position {position}: the text has {len(ids)} tokens with <bos>")
+    return ids[: position + 1]
 
 
 def subject_token(subject: Subject, tokenizer, token: Any) -> int | None:

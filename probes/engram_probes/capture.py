@@ -15,6 +15,8 @@ from torch import Tensor, nn
 from engram_model.errors import UsageError
 from engram_model.memories import Memory, Tap, memories_of, text_config
 from engram_probes.provenance import model_name
+from engram_probes.text import encode as encode
+from engram_probes.text import with_bos as with_bos
 
 CPU_TOKENS, GPU_TOKENS = 4096, 65536  # most in a batch; on a GPU few leave it idle
 GPU_NUMBERS = 2**30  # most in the residuals of a batch
@@ -130,13 +132,13 @@ class Subject:
 
     def logits(self, ids: list[int]) -> Tensor:
         """One text -> [positions, vocabulary]."""
-        with self._quiet():
+        with self.quiet():
             return self.model(self.tensor([ids]), use_cache=False).logits[0]
 
-    def run(self, ids: list[int]) -> None:
-        """One text, for what listens."""
-        with self._quiet():
-            self.model(self.tensor([ids]), use_cache=False, logits_to_keep=1)
+    def run(self, batch: list[list[int]]) -> None:
+        """A batch of texts, for what listens."""
+        with self.quiet():
+            self.model(self.tensor(batch), use_cache=False, logits_to_keep=1)
 
     def residuals(self, batch: list[list[int]]) -> "Residuals":
         """Run a batch and keep the collapsed residual of every depth."""
@@ -150,7 +152,7 @@ class Subject:
         def after(_module, _args, output) -> None:
             depths.append(self.collapse(output[0] if isinstance(output, tuple) else output))
 
-        with ExitStack() as hooks, self._quiet():
+        with ExitStack() as hooks, self.quiet():
             hooks.enter_context(
                 _removed(self.layers[0].register_forward_pre_hook(before, with_kwargs=True))
             )
@@ -163,7 +165,7 @@ class Subject:
         return Residuals(depths, last[-1], output.logits[:, -1])
 
     @contextmanager
-    def _quiet(self) -> Iterator[None]:
+    def quiet(self) -> Iterator[None]:
         """No gradients, no dropout."""
         training = self.model.training
         if training:  # through a bridge a change of mode takes as long as a short text
@@ -264,11 +266,6 @@ def check_vocabularies(first: Subject, second: Subject) -> None:
         )
 
 
-def encode(tokenizer, text: str) -> list[int]:
-    """Ids of `<bos>` + text; without `<bos>` for a tokenizer that has none."""
-    return with_bos(tokenizer, tokenizer(text, add_special_tokens=False)["input_ids"])
-
-
 def text_ids(subject: Subject, tokenizer, text: str, whole: bool) -> list[int]:
     """Ids of a document, cut to the context; of one that must be whole, refused where longer."""
     if whole:
@@ -276,10 +273,6 @@ def text_ids(subject: Subject, tokenizer, text: str, whole: bool) -> list[int]:
     ids = encode(tokenizer, text)[: subject.context]
     subject.check_vocabulary(ids)
     return ids
-
-
-def with_bos(tokenizer, ids: list[int]) -> list[int]:
-    return ids if tokenizer.bos_token_id is None else [tokenizer.bos_token_id, *ids]
 
 
 def next_surprisal(log_probs: Tensor, ids: list[int]) -> np.ndarray:

@@ -106,9 +106,11 @@ class RowContexts(Result):
         row = int(np.nanargmax(self.strength[:, 0]))
         times = f"{self.reads[row]:,} {'time' if self.reads[row] == 1 else 'times'}"
         ngrams = f"{self.distinct[row]:,} n-gram{'' if self.distinct[row] == 1 else 's'}"
+        first = f"The strongest of {len(self.slots)} rows over {read} is {self.name(row)}:"
+        if len(self.slots) == 1:
+            first = f"Over {read} {self.name(row)} is"
         return (
-            f"The strongest of {len(self.slots)} rows over {read} is {self.name(row)}: read "
-            f"{times} by {ngrams}, mean {self.by} {self.mean[row]:.3f} where random "
+            f"{first} read {times} by {ngrams}, mean {self.by} {self.mean[row]:.3f} where random "
             f"rows of the head have {self.control[row]:.3f}; strongest, with "
             f"{self.strength[row, 0]:.3f}, at the end of “{self.ngram_texts[row][0]}”."
         )

@@ -15,6 +15,13 @@ from engram_probes.contexts import RowContexts
 from engram_probes.memory_tables import ModelTables, tables_of
 from engram_probes.ngram_counts import ending_ngrams
 from engram_probes.provenance import provenance
+from engram_probes.row_choice import (
+    column_of,
+    compressed_ngram,
+    rows_by_number,
+    rows_of_column,
+    rows_of_ngram,
+)
 from engram_probes.text import Documents, token_texts
 
 
@@ -96,9 +103,8 @@ class Rows:
         hasher, generator = tables.hasher, np.random.default_rng(seed)
         columns, control, norms, control_norms = [], [], [], []
         for layer, slot in pairs:
-            column = int(np.searchsorted(hasher.offsets(layer), slot, side="right")) - 1
-            first = int(hasher.offsets(layer)[column])
-            size = int(hasher.primes(layer).reshape(-1)[column])
+            column = column_of(tables, layer, slot)
+            first, size = rows_of_column(tables, layer, column)
             drawn = generator.choice(size - 1, min(controls, size - 1), replace=False) + first
             drawn += drawn >= slot  # any row of the head but this one
             filled = np.sort(np.resize(drawn, controls)) if len(drawn) else np.full(controls, -1)
@@ -130,42 +136,12 @@ def measure(model, tokenizer, texts, rows, settings: dict, seed: int, progress) 
 
 def _pairs(tables: ModelTables, tokenizer, texts, rows, settings: dict) -> list[tuple[int, int]]:
     """Layer and row of what is watched."""
-    layers = tables.hasher.layer_ids
     if settings["ngram"] is not None:
-        return _of_ngram(tables, tokenizer, settings["ngram"])
+        compressed = compressed_ngram(tables, tokenizer, settings["ngram"])
+        return rows_of_ngram(tables, compressed)
     if rows is None:
         return _most_read(tables, tokenizer, texts, settings)
-    if not isinstance(rows, dict):
-        if len(layers) > 1:
-            raise UsageError(f"rows: say of which layer, {{layer: [row, ...]}}; layers: {layers}")
-        rows = {layers[0]: rows}
-    pairs = [(int(layer), int(slot)) for layer, slots in rows.items() for slot in slots]
-    if not pairs:
-        raise UsageError("rows: give at least one row")
-    for layer, slot in pairs:
-        if layer not in layers:
-            raise UsageError(f"layer {layer} has no memory; layers with one: {layers}")
-        if not 0 <= slot < tables.hasher.rows(layer):
-            raise UsageError(
-                f"row {slot}: the table of layer {layer} has rows 0 to "
-                f"{tables.hasher.rows(layer) - 1}"
-            )
-    return pairs
-
-
-def _of_ngram(tables: ModelTables, tokenizer, text: str) -> list[tuple[int, int]]:
-    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
-    if len(ids) < 2:
-        raise UsageError(f"ngram {text!r} is {len(ids)} token; give at least two")
-    hasher = tables.hasher
-    columns = (min(len(ids), hasher.max_ngram_size) - 1) * hasher.n_heads
-    tables.subject.check_vocabulary(ids)
-    compressed = tables.compression[ids]
-    return [
-        (layer, int(slot))
-        for layer in hasher.layer_ids
-        for slot in hasher.slots(compressed, layer)[-1, :columns]
-    ]
+    return rows_by_number(tables, rows)
 
 
 def _most_read(tables: ModelTables, tokenizer, texts, settings: dict) -> list[tuple[int, int]]:

@@ -1,6 +1,6 @@
 """Writing a fact into the rows of a memory, and measuring what else that changes."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -150,6 +150,7 @@ def edit(
     paraphrases: Sequence[str] = (),
     texts=None,
     max_documents: int | None = 200,
+    progress: Callable[[int, int | None], None] | None = None,
 ) -> tuple[Edit, "RowPatch"]:
     """Write "after this prompt comes this answer" into the rows read at one place of the prompt.
 
@@ -166,6 +167,7 @@ def edit(
         paraphrases: other prompts that should give the answer too.
         texts: a corpus on which spill-over is measured, as for other probes; None: not measured.
         max_documents: of it.
+        progress: called with steps done, and at most.
 
     Returns:
         The result, and the patch that makes the edit.
@@ -187,7 +189,7 @@ def edit(
         raise UsageError(f"{subject.name} has no memory, so it has no rows to write")
     position = position_of(subject, tokenizer, prompt, at)
     patch, taken, shown = edit_rows(
-        subject, tokenizer, prompt, answer, position, method, steps, goal
+        subject, tokenizer, prompt, answer, position, method, steps, goal, progress
     )
     prompts = (prompt, *paraphrases)
     before = [score_answer(subject, tokenizer, text, answer) for text in prompts]

@@ -40,6 +40,7 @@ def edit_rows(
     method: str,
     steps: int,
     goal: float,
+    progress: Callable[[int, int | None], None] | None = None,
 ) -> tuple[RowPatch, int, list[int]]:
     """The patch, the steps taken, and the ids of the n-gram whose rows it writes."""
     ids, first = _joined(subject, tokenizer, prompt, answer)
@@ -52,8 +53,10 @@ def edit_rows(
         for memory in subject.memories
     }  # fmt: skip
     with _quiet(subject), _shifted(subject, slots, deltas):
-        run = _closed if method == "closed" else _gradient
-        taken = run(subject, ids, first, deltas, slots, steps, goal)
+        if method == "closed":
+            taken = _closed(subject, ids, first, deltas, goal)
+        else:
+            taken = _gradient(subject, ids, first, deltas, slots, steps, goal, progress)
     order = subject.memories[0].max_ngram_size
     shown = ids[max(1, position - order + 1) : position + 1]
     return _patch(subject, slots, deltas), taken, shown
@@ -149,12 +152,14 @@ def _answer(log_probs: Tensor, ids: list[int], first: int) -> Tensor:
     return log_probs[first - 1 : -1].gather(1, target[:, None]).sum()
 
 
-def _gradient(subject, ids, first, deltas, slots, steps: int, goal: float) -> int:
+def _gradient(subject, ids, first, deltas, slots, steps: int, goal: float, progress=None) -> int:
     """Adam on the rows until the answer has the probability asked for."""
     rows = [m.embed.weight[slots[m.layer_id]].float() for m in subject.memories]
     scale = float(torch.cat([part.flatten() for part in rows]).std())
     optimizer = torch.optim.Adam(list(deltas.values()), lr=RATE * scale)
     for step in range(steps + 1):
+        if progress:
+            progress(step, steps)
         score = _answer(_log_probs(subject, ids), ids, first)
         if score.exp() >= goal or step == steps:
             return step
@@ -164,7 +169,7 @@ def _gradient(subject, ids, first, deltas, slots, steps: int, goal: float) -> in
     return steps
 
 
-def _closed(subject, ids, first, deltas, slots, steps: int, goal: float) -> int:
+def _closed(subject, ids, first, deltas, goal: float) -> int:
     """The least-norm change that brings the log odds of the answer's first token to the goal's, to
     first order."""
     log = _log_probs(subject, ids)[first - 1, ids[first]]

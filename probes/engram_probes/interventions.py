@@ -213,9 +213,8 @@ class Intervention(Result):
         return f"{self._finding()}{self._continuation()}."
 
     def _finding(self) -> str:
-        what = ", ".join((*self.edits, *((f"{self.patched} edited rows",) if self.patched else ())))
         place = self.most_helped
-        with_ = f"With {what or 'no edit'}"
+        with_ = self._told
         if place is None or not (self.kl.any() or self.helped[~self.special].any()):
             return f"{with_}, no prediction changes"
         mean = float(self.helped[~self.special].mean())
@@ -228,6 +227,13 @@ class Intervention(Result):
             f"from {before:.3g} to {after:.3g}, {self.helped[place]:.2f} nats"
             f"{self._control(place)}; {over}"
         )
+
+    @property
+    def _told(self) -> str:
+        if self.edits == ("zero",) and not self.patched:
+            return "Without the memory"
+        rows = (f"{self.patched} edited rows",) if self.patched else ()
+        return f"With {', '.join((*self.edits, *rows)) or 'no edit'}"
 
     def _control(self, place: int) -> str:
         if self.control_surprisal is None:

@@ -15,7 +15,7 @@ from engram_model.errors import UsageError
 from engram_model.memories import Memory, Tap
 from engram_probes.capture import Subject, heard, next_surprisal, tapped
 from engram_probes.interventions import Intervention, MemoryEdit
-from engram_probes.memory_changes import _at_out
+from engram_probes.memory_changes import at_out
 from engram_probes.provenance import provenance
 from engram_probes.text import describe_texts, token_texts
 
@@ -99,7 +99,7 @@ class Pass:
         """Logits of ids that begin at position `start`, and the cache behind them."""
         for editor in self._editors:
             editor.start = start
-        with self._subject._quiet():
+        with self._subject.quiet():
             output = self._subject.model(
                 self._subject.tensor([ids]), past_key_values=cache, use_cache=keep
             )
@@ -300,7 +300,7 @@ def _controls(subject, ids, intact, outs, controls, seed, progress) -> dict:
                     def add(_out: Tensor, new=first + noise, like=outs[0][layer]) -> Tensor:
                         return new.reshape(like.shape).to(like)
 
-                    stack.enter_context(tapped(memory, _at_out(add)))
+                    stack.enter_context(tapped(memory, at_out(add)))
             log_probs = Pass(subject, []).logits(ids)[0].float().log_softmax(-1)
         changes.append(_surprisal(log_probs, ids) - before)
         kls.append(_kl(intact, log_probs))

@@ -1,6 +1,7 @@
 """The logit lens: what each depth of a model would predict if it were the last."""
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -29,6 +30,7 @@ METRICS = {
     "rank": ("rank, 1 is best", "Mean rank of the true next token"),
     "log_rank": ("ln of the rank", "Mean log rank of the true next token"),
     "log_prob": ("nats", "Log-probability of the true next token"),
+    "final_rank": ("rank, 1 is best", "Mean rank of the final top token"),
     "topk_overlap": ("share", "Overlap of the top-k tokens with the final ones"),
     "top1_agreement": ("share", "Top token is the final one"),
     "settled": ("share of tokens", "Settled: the top token stays the final one"),
@@ -36,7 +38,9 @@ METRICS = {
     "settled_half": ("share of tokens", "Settled: the final top token keeps over half the mass"),
 }
 SETTLED = ("settled", "settled_top3", "settled_half")
-GRID = ("kl", "kl_reverse", "js", "entropy", "log_prob", "log_rank", "top1_prob")
+GRID = (
+    "kl", "kl_reverse", "js", "entropy", "log_prob", "rank", "log_rank", "final_rank", "top1_prob",
+)  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)
@@ -54,6 +58,7 @@ class LogitLens(Result):
         cut: documents longer than the context, of which only the beginning was read.
         max_difference: largest difference between the last depth's logits and the model's.
         translators: checksum of the tuned lens it was read through; None: the plain lens.
+        without_memory: whether the model ran with its memory zeroed.
         mean: [K, D].
         low, high: 95% interval by bootstrap over documents, [K, D]; NaN for one document.
         document_sums: sum over tokens, [n, K, D]; add those of two runs to merge them.
@@ -66,6 +71,7 @@ class LogitLens(Result):
         token_values: of a single text, every metric at each token, [K, D, p], NaN where it has no
             next token.
         top1_ids, top1_prob, top1_texts: of a single text, likeliest next token, [D, p].
+        topk_ids, topk_prob, topk_texts: of a single text, the k likeliest, [D, p, k].
         settling_depth: of a single text, depth from which on the top token is the final one, [p].
     """
 
@@ -85,11 +91,14 @@ class LogitLens(Result):
         "token_values": ("metric", "depth", "position"),
         "top1_ids": ("depth", "position"),
         "top1_prob": ("depth", "position"),
+        "topk_ids": ("depth", "position", "choice"),
+        "topk_prob": ("depth", "position", "choice"),
         "settling_depth": ("position",),
     }
     units: ClassVar[dict[str, str]] = {
         "mean": "see the metrics",
         "top1_prob": "probability",
+        "topk_prob": "probability",
         "settling_depth": "blocks run",
     }
 
@@ -105,6 +114,7 @@ class LogitLens(Result):
     document_sums: np.ndarray
     document_counts: np.ndarray
     translators: str | None = None
+    without_memory: bool = False
     by: str | None = None
     strata: tuple[str, ...] = ()
     stratum_mean: np.ndarray | None = None
@@ -113,11 +123,14 @@ class LogitLens(Result):
     stratum_tokens: np.ndarray | None = None
     tokens: tuple[str, ...] | None = None
     top1_texts: tuple[tuple[str, ...], ...] | None = None
+    topk_texts: tuple[tuple[tuple[str, ...], ...], ...] | None = None
     token_ids: np.ndarray | None = None
     special: np.ndarray | None = None
     token_values: np.ndarray | None = None
     top1_ids: np.ndarray | None = None
     top1_prob: np.ndarray | None = None
+    topk_ids: np.ndarray | None = None
+    topk_prob: np.ndarray | None = None
     settling_depth: np.ndarray | None = None
 
     def __post_init__(self) -> None:
@@ -134,6 +147,11 @@ class LogitLens(Result):
     def lens(self) -> str:
         """Which lens it was read through: "tuned" or "plain"."""
         return "plain" if self.translators is None else "tuned"
+
+    @property
+    def name(self) -> str:
+        """The model's name, and whether its memory was off."""
+        return f"{self.model}, memory off" if self.without_memory else self.model
 
     @property
     def documents(self) -> int:
@@ -178,6 +196,7 @@ class LogitLens(Result):
         return {
             "model": self.model,
             "lens": self.lens,
+            "memory": "off" if self.without_memory else "on" if self.memory_layers else "none",
             "depths": self.depths,
             "documents": self.documents,
             "tokens": self.positions,
@@ -192,7 +211,7 @@ class LogitLens(Result):
         documents = "document" if self.documents == 1 else "documents"
         under = "The" if self.translators is None else "Under the tuned lens the"
         return (
-            f"{under} top token of {self.model} is settled after {settled:.1f} of "
+            f"{under} top token of {self.name} is settled after {settled:.1f} of "
             f"{self.depths - 1} blocks on average; KL(final || layer) falls from {kl[0]:.2f} nats "
             f"at the embedding to half of that after {half} {blocks}, over {self.positions:,} "
             f"tokens of {self.documents:,} {documents}."
@@ -273,22 +292,63 @@ class LogitLens(Result):
             }
         )
 
-    def figure(self, what: str = "kl", view: str | None = None) -> "plotly.graph_objects.Figure":
+    def cell_frame(self, depth: int, position: int) -> "pandas.DataFrame":
+        """Of a single text: the likeliest next tokens at a depth, beside the final ones.
+
+        One row for each of the k of either: its probability at this depth and at the end, and its
+        place among the k, from 1; NaN for what is not among them.
+
+        Raises:
+            UsageError: no such cell, or a lens that has none.
+        """
+        import pandas as pd
+
+        if self.topk_prob is None or self.topk_ids is None or self.topk_texts is None:
+            raise UsageError(
+                "the likeliest tokens are kept for one text only; call logit_lens with a str"
+            )
+        depths, positions, _ = self.topk_prob.shape
+        if not (0 <= depth < depths and 0 <= position < positions):
+            raise UsageError(f"depth {depth}, position {position}: use 0 to {depths - 1} and 0 to "
+                             f"{positions - 1}")  # fmt: skip
+        places = {"here": depth, "final": depths - 1}
+        rows: dict[int, dict[str, Any]] = {}
+        for name, row in places.items():
+            cell = zip(
+                self.topk_ids[row, position].tolist(),
+                self.topk_texts[row][position],
+                self.topk_prob[row, position].tolist(),
+                strict=True,
+            )
+            for place, (token_id, text, probability) in enumerate(cell, 1):
+                token = rows.setdefault(token_id, {"token": text})
+                token |= {f"place_{name}": place, f"prob_{name}": probability}
+        columns = ["token", "place_here", "prob_here", "place_final", "prob_final"]
+        return pd.DataFrame(list(rows.values()), columns=columns)
+
+    def figure(
+        self,
+        what: str = "kl",
+        view: str | None = None,
+        positions: tuple[int, int] | None = None,
+    ) -> "plotly.graph_objects.Figure":
         """A curve by depth, or for a single text a grid of depth by position.
 
         Args:
             what: a metric; in the grid one of `GRID`.
             view: "curve", "strata" (a curve for each) or "grid"; default the grid where there is
                 one and it has `what`.
+            positions: first and end of those that the grid shows; None: all.
         """
-        from engram_probes.figures.lens import curve_figure, grid_figure, strata_figure
+        from engram_probes.figures.lens import curve_figure, strata_figure
+        from engram_probes.figures.lens_grid import grid_figure
 
         if what != "top1_prob":
             self._index(what)
         if view is None:
             view = "grid" if self.tokens is not None and what in GRID else "curve"
         if view == "grid":
-            return grid_figure(self, what, self.grid(what))
+            return grid_figure(self, what, positions)
         if view == "strata":
             return strata_figure(self, what)
         if view != "curve" or what == "top1_prob":
@@ -326,6 +386,7 @@ def logit_lens(
     share: float = 1.0,
     by: str | None = None,
     translators: "TunedLens | None" = None,
+    without_memory: bool = False,
     seed: int = 0,
     progress: Callable[[int, int | None], None] | None = None,
 ) -> LogitLens:
@@ -348,21 +409,25 @@ def logit_lens(
             (of a corpus with spans), by `frequency` of the next token, or by `position`.
         translators: the model's tuned lens, whose translator is applied at each depth but the
             last before the final norm; None: the plain lens.
+        without_memory: run the model with what its memory adds set to zero. `minus` compares it
+            with the model as it is.
         seed: of the intervals, and of the positions where not all are read.
-        progress: called with (documents done, documents in all or None).
+        progress: called with (documents done, documents in all or None); of a single text with
+            (tokens done, tokens in all).
 
     Returns:
         A `LogitLens`.
 
     Raises:
         UsageError: an empty text, a single text longer than the context, k or share out of
-            range, no such strata, or translators of another model.
+            range, no such strata, translators of another model, or no memory to run without.
         CorpusError: no text.
         EngramError: the model's head does more than norm and unembedding.
     """
     from engram_probes.capture import Subject
     from engram_probes.lens_run import read_documents
     from engram_probes.strata import Strata
+    from engram_probes.suppression import suppressed
     from engram_probes.text import Documents
 
     subject, documents = Subject.of(model), Documents(texts)
@@ -375,14 +440,15 @@ def logit_lens(
     if translators is not None:
         translators.check(subject.model)
         translate, checksum = translators.module(subject.model.device), translators.sha256
-    run = read_documents(
-        subject, tokenizer, documents, topk, max_tokens, chunk_tokens, share, strata, seed,
-        progress, translate,
-    )  # fmt: skip
+    with suppressed(model) if without_memory else nullcontext():
+        run = read_documents(
+            subject, tokenizer, documents, topk, max_tokens, chunk_tokens, share, strata, seed,
+            progress, translate,
+        )  # fmt: skip
     counts = run.counts[..., None]
     low, high = ratio_interval(run.sums, counts, seed)
     settings = {"topk": topk, "max_tokens": max_tokens, "share": share, "by": by}
-    settings["translators"] = checksum
+    settings |= {"translators": checksum, "without_memory": without_memory}
     return LogitLens(
         provenance=provenance([subject.model], tokenizer, documents.description(), settings, seed),
         model=subject.name,
@@ -392,6 +458,7 @@ def logit_lens(
         cut=run.cut,
         max_difference=run.max_difference,
         translators=checksum,
+        without_memory=without_memory,
         mean=divide(run.sums.sum(0), counts.sum(0)),
         low=low,
         high=high,

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
@@ -35,6 +35,9 @@ class LensDifference(Result):
             this depth, between depths by a straight line, [D]; more than 0: `model` is ahead. NaN
             where `other` never has it.
         shift_low, shift_high: 95% interval of it.
+        tokens_of_text, special: of a single text, [p]; else None.
+        token_values: of a single text, every metric at each token, [2, K, D, p].
+        top1_prob, top1_texts: of a single text, the likeliest next token, [2, D, p].
     """
 
     kind: ClassVar[str] = "lens-difference"
@@ -49,8 +52,15 @@ class LensDifference(Result):
         "depth_shift": ("depth",),
         "shift_low": ("depth",),
         "shift_high": ("depth",),
+        "special": ("position",),
+        "token_values": ("model", "metric", "depth", "position"),
+        "top1_prob": ("model", "depth", "position"),
     }
-    units: ClassVar[dict[str, str]] = {"settling": "blocks run", "depth_shift": "blocks"}
+    units: ClassVar[dict[str, str]] = {
+        "settling": "blocks run",
+        "depth_shift": "blocks",
+        "top1_prob": "probability",
+    }
 
     model: str
     other: str
@@ -69,6 +79,11 @@ class LensDifference(Result):
     shift_low: np.ndarray
     shift_high: np.ndarray
     translators: tuple[str | None, str | None] = (None, None)
+    tokens_of_text: tuple[str, ...] | None = None
+    top1_texts: tuple[tuple[tuple[str, ...], ...], ...] | None = None
+    special: np.ndarray | None = None
+    token_values: np.ndarray | None = None
+    top1_prob: np.ndarray | None = None
 
     @property
     def tuned(self) -> bool:
@@ -87,12 +102,21 @@ class LensDifference(Result):
         estimate, low, high = self.settling
         when = "earlier" if estimate < 0 else "later"
         sure = f" (95% interval {low:+.2f} to {high:+.2f})" if np.isfinite(low) else ""
+        documents = "document" if self.documents == 1 else "documents"
         under = "Under the tuned lens the" if self.tuned else "The"
         return (
             f"{under} top token of {self.model} is settled {abs(estimate):.2f} blocks {when} than "
             f"that of {self.other}{sure}, over {self.tokens:,} tokens of {self.documents:,} "
-            "documents."
+            f"{documents}{self._ends()}."
         )
+
+    def _ends(self) -> str:
+        """Of a single text, how often the two end up with other top tokens."""
+        if self.top1_texts is None or self.special is None:
+            return ""
+        here, there = (np.array(grid[-1], dtype=object) for grid in self.top1_texts)
+        changed = (here != there)[~self.special]
+        return f"; the final top token is another at {changed.sum()} of {changed.size} tokens"
 
     def to_frame(self) -> "pandas.DataFrame":
         """One row for each metric and depth."""
@@ -112,13 +136,64 @@ class LensDifference(Result):
             }
         )
 
-    def figure(self, what: str = "kl") -> "plotly.graph_objects.Figure":
-        """Both curves, and their difference below."""
-        from engram_probes.figures.lens import difference_figure
+    def token_frame(self) -> "pandas.DataFrame":
+        """Of a single text: one row for each depth and position, every metric of both.
 
+        Raises:
+            UsageError: lenses over a corpus.
+        """
+        import pandas as pd
+
+        shape = self.grids().shape[1:]
+        depth, position = (index.ravel() for index in np.indices(shape))
+        columns: dict[str, Any] = {
+            "depth": depth,
+            "position": position,
+            "token": np.array(self.tokens_of_text, dtype=object)[position],
+        }
+        for side, name in enumerate(("model", "other")):
+            tops = self.top1_texts[side] if self.top1_texts else ()
+            columns[f"top1_{name}"] = [text for row in tops for text in row]
+            columns |= {f"{what}_{name}": self.grids(what)[side].ravel() for what in self.metrics}
+        return pd.DataFrame(columns)
+
+    def grids(self, what: str = "kl") -> np.ndarray:
+        """Of a single text: a metric, or `top1_prob`, of both at each place, [2, D, p].
+
+        Raises:
+            UsageError: no such metric, or lenses over a corpus.
+        """
+        if self.token_values is None or self.top1_prob is None:
+            raise UsageError(
+                "grids are kept for one text only; call logit_lens with a str, twice, and minus"
+            )
+        return self.top1_prob if what == "top1_prob" else self.token_values[:, self._index(what)]
+
+    def figure(
+        self, what: str = "kl", view: str = "curve", positions: tuple[int, int] | None = None
+    ) -> "plotly.graph_objects.Figure":
+        """Both models, and their difference below.
+
+        Args:
+            what: a metric; in grids one of `GRID`.
+            view: "curve": means by depth; of a single text "grid": depth by position, both in one
+                scale.
+            positions: first and end of those that grids show; None: all.
+        """
+        from engram_probes.figures.lens import difference_figure
+        from engram_probes.figures.lens_grid import grids_figure
+
+        if view == "grid":
+            return grids_figure(self, what, positions)
+        self._index(what)
+        if view != "curve":
+            raise UsageError(f"no view {view!r}: use 'curve' for means, 'grid' for a text")
+        return difference_figure(self, what)
+
+    def _index(self, what: str) -> int:
         if what not in self.metrics:
             raise UsageError(f"{what!r} is no lens metric; use one of {', '.join(self.metrics)}")
-        return difference_figure(self, what)
+        return self.metrics.index(what)
 
 
 def difference(lens: LogitLens, other: LogitLens, seed: int = 0) -> LensDifference:
@@ -162,14 +237,31 @@ def difference(lens: LogitLens, other: LogitLens, seed: int = 0) -> LensDifferen
         depth_shift=shift(np.ones(lens.documents, dtype=np.int64)),
         shift_low=shift_low,
         shift_high=shift_high,
+        **_of_text(lens, other),
     )
 
 
+def _of_text(lens: LogitLens, other: LogitLens) -> dict[str, Any]:
+    """Fields of a single text."""
+    values = [(one.token_values, one.top1_prob, one.top1_texts) for one in (lens, other)]
+    if any(part is None for parts in values for part in parts):
+        return {}
+    token_values, top1_prob, top1_texts = zip(*values, strict=True)
+    return {
+        "tokens_of_text": lens.tokens,
+        "special": lens.special,
+        "token_values": np.stack(token_values),
+        "top1_prob": np.stack(top1_prob),
+        "top1_texts": top1_texts,
+    }
+
+
 def lens_names(lenses: Sequence[LogitLens]) -> list[str]:
-    """Name of each model; where there are plain and tuned lenses, with which it is."""
+    """Name of each model; whether its memory was off; where there are plain and
+    tuned lenses, with which it is."""
     if len({lens.lens for lens in lenses}) == 1:
-        return [lens.model for lens in lenses]
-    return [f"{lens.model}, {lens.lens}" for lens in lenses]
+        return [lens.name for lens in lenses]
+    return [f"{lens.name}, {lens.lens}" for lens in lenses]
 
 
 def depth_shift(kl: np.ndarray, other: np.ndarray) -> np.ndarray:

@@ -4,8 +4,8 @@ Never more than two chunks of logits are held (the final ones and one depth's): 
 vocabulary does not exist at any time.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
 
 import numpy as np
 import torch
@@ -28,7 +28,8 @@ TOP, HALF = 3, 0.5  # of `settled_top3` and `settled_half`
 class TokenValues:
     """Of T tokens, D depths and the K metrics of `METRICS`.
 
-    values: [K, D, T] float32. top1_ids, top1_prob: [D, T]. settling_depth: [T].
+    values: [K, D, T] float32. top1_ids, top1_prob: [D, T].
+    topk_ids, topk_prob: [D, k, T], k 0 where they are not kept. settling_depth: [T].
     max_difference: largest difference of the last depth's logits from the model's.
     """
 
@@ -36,6 +37,8 @@ class TokenValues:
     top1_ids: np.ndarray
     top1_prob: np.ndarray
     settling_depth: np.ndarray
+    topk_ids: np.ndarray
+    topk_prob: np.ndarray
     max_difference: float
 
 
@@ -52,10 +55,13 @@ def measure(
     topk: int,
     chunk: int,
     translate: Translate | None = None,
+    kept: int = 0,
+    progress: Callable[[int, int | None], None] | None = None,
 ) -> list[TokenValues]:
     """The lens of each document of a batch, at its chosen positions, at least one of each.
 
-    `translate` is given a residual and its depth.
+    `translate` is given a residual and its depth. `kept`: how many of the likeliest tokens of each
+    depth are given back. `progress` is called with (positions done, positions in all).
     """
     check_head(subject, residuals)
     lengths = [len(places) for places in chosen]
@@ -73,7 +79,9 @@ def measure(
         target = torch.from_numpy(following[these]).to(hidden.device)
         if translate is not None:
             depths = (translate(depth, index) for index, depth in enumerate(depths))
-        parts.append(_chunk(subject, list(depths), hidden, target, topk))
+        parts.append(_chunk(subject, list(depths), hidden, target, topk, kept))
+        if progress:
+            progress(min(start + chunk, len(row)), len(row))
     return _by_document(parts, lengths)
 
 
@@ -97,35 +105,54 @@ def _close(subject: Subject, ours: Tensor, models: Tensor) -> float:
 
 @torch.inference_mode()
 def _chunk(
-    subject: Subject, depths: list[Tensor], hidden: Tensor, following: Tensor, topk: int
+    subject: Subject,
+    depths: list[Tensor],
+    hidden: Tensor,
+    following: Tensor,
+    topk: int,
+    kept: int,
 ) -> TokenValues:
     final = subject.head(hidden)
     final_top = top_tokens(final, topk)
     end = compare_logits(final, final, None, following, final_top)
-    rows, holds, tops, probs = [], [], [], []
+    rows, holds, tops, probs, likeliest = [], [], [], [], []
     difference = 0.0
     for index, depth in enumerate(depths):
         # The norm is computed anew at every depth; the final one's scale would be wrong there.
-        normed, found = subject.norm(depth), end
+        normed, here, found = subject.norm(depth), final, end
         if index < len(depths) - 1 or not torch.equal(normed, hidden):
             here = subject.head(normed)
             found = compare_logits(here, final, end.log_sum, following, final_top)
             if index == len(depths) - 1:
                 difference = _close(subject, here.float(), final.float())
-            del here  # before there are those of the next depth
         values, held = _depth(found)
         rows.append(values)
         holds.append(held)
         tops.append(found.top1)
         probs.append(found.top1_prob)
+        likeliest.append(_likeliest(here, found.log_sum, kept))
+        del here  # before there are those of the next depth
     settled = from_here_on(torch.stack(holds, 1))
+    topk_ids, topk_prob = zip(*likeliest, strict=True)
     return TokenValues(
-        torch.cat([torch.stack(rows, 1), settled.float()]).cpu().numpy(),
-        torch.stack(tops).cpu().numpy(),
-        torch.stack(probs).cpu().numpy(),
-        settling_depth(settled[0]).cpu().numpy(),
-        difference,
+        values=torch.cat([torch.stack(rows, 1), settled.float()]).cpu().numpy(),
+        top1_ids=_array(tops),
+        top1_prob=_array(probs),
+        settling_depth=settling_depth(settled[0]).cpu().numpy(),
+        topk_ids=_array(topk_ids),
+        topk_prob=_array(topk_prob),
+        max_difference=difference,
     )
+
+
+def _array(depths: Sequence[Tensor]) -> np.ndarray:
+    return torch.stack(list(depths)).cpu().numpy()
+
+
+def _likeliest(logits: Tensor, log_sum: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """Ids and probabilities of the k likeliest tokens, [k, T] each."""
+    ids = top_tokens(logits, k) if k else logits.new_empty((len(logits), 0), dtype=torch.int64)
+    return ids.T, (logits.gather(1, ids).float() - log_sum[:, None]).exp().T
 
 
 def settling_depth(settled: Tensor) -> Tensor:
@@ -150,6 +177,7 @@ def _depth(found: Comparison) -> tuple[Tensor, Tensor]:
         "rank": found.rank.float(),
         "log_rank": found.rank.float().log(),
         "log_prob": found.log_prob,
+        "final_rank": found.final_rank.float(),
         "topk_overlap": found.overlap,
         "top1_agreement": first.float(),
     }
@@ -164,14 +192,10 @@ def _by_document(parts: list[TokenValues], lengths: list[int]) -> list[TokenValu
         whole = np.concatenate([getattr(part, name) for part in parts], axis=-1)
         return np.split(whole, ends, axis=-1)
 
+    arrays = [f.name for f in fields(TokenValues) if f.name != "max_difference"]
     largest = max(part.max_difference for part in parts)
+    documents = zip(*(split(name) for name in arrays), strict=True)
     return [
-        TokenValues(values, top1_ids, top1_prob, depth, largest)
-        for values, top1_ids, top1_prob, depth in zip(
-            split("values"),
-            split("top1_ids"),
-            split("top1_prob"),
-            split("settling_depth"),
-            strict=True,
-        )
+        TokenValues(**dict(zip(arrays, values, strict=True)), max_difference=largest)
+        for values in documents
     ]

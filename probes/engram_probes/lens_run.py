@@ -11,7 +11,7 @@ from engram_probes.capture import Subject, batches, encode
 from engram_probes.lens import METRICS
 from engram_probes.lens_measure import NEEDS_NEXT, TokenValues, Translate, chunk_size, measure
 from engram_probes.strata import Strata
-from engram_probes.text import Documents, token_texts
+from engram_probes.text import Documents, nested_texts, token_texts
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,22 +52,23 @@ def read_documents(
         texts = [one.ids for one in batch]
         chosen = [one.chosen for one in batch]
         residuals = subject.residuals(texts)
-        measured = measure(subject, residuals, texts, chosen, topk, chunk, translate)
+        kept, within = (topk, progress) if documents.single else (0, None)
+        measured = measure(subject, residuals, texts, chosen, topk, chunk, translate, kept, within)
         for one, token in zip(batch, measured, strict=True):
             ids = one.ids
             counted = _counted(subject, tokenizer, ids)[:, one.chosen]
-            kept = np.where(counted[:, None], token.values, 0).astype(np.float64)
-            sums.append(kept.sum(-1))
+            values = np.where(counted[:, None], token.values, 0).astype(np.float64)
+            sums.append(values.sum(-1))
             counts.append(counted.sum(-1))
             members = (
                 one.strata[one.chosen] == np.arange(len(strata.names) if strata else 0)[:, None]
             )
-            stratum_sums.append(np.einsum("kdp,sp->skd", kept, members))
+            stratum_sums.append(np.einsum("kdp,sp->skd", values, members))
             stratum_counts.append(np.einsum("kp,sp->sk", counted, members, dtype=np.int64))
             difference = max(difference, token.max_difference)
             if documents.single:
                 single = _single(subject, tokenizer, ids, token)
-        if progress:
+        if progress and not documents.single:
             progress(len(sums), documents.total)
     if not sums:
         raise CorpusError("the corpus is empty: there is no text to read")
@@ -147,6 +148,7 @@ def _single(subject: Subject, tokenizer, ids: list[int], token: TokenValues) -> 
     for index, name in enumerate(METRICS):
         if name in NEEDS_NEXT:
             values[index, :, -1] = np.nan
+    topk_ids = token.topk_ids.swapaxes(1, 2)
     return {
         "token_ids": np.array(ids, dtype=np.int64),
         "tokens": token_texts(tokenizer, ids),
@@ -154,6 +156,9 @@ def _single(subject: Subject, tokenizer, ids: list[int], token: TokenValues) -> 
         "token_values": values,
         "top1_ids": token.top1_ids,
         "top1_prob": token.top1_prob,
-        "top1_texts": tuple(token_texts(tokenizer, row) for row in token.top1_ids),
+        "top1_texts": nested_texts(tokenizer, token.top1_ids),
+        "topk_ids": topk_ids,
+        "topk_prob": token.topk_prob.swapaxes(1, 2),
+        "topk_texts": nested_texts(tokenizer, topk_ids),
         "settling_depth": token.settling_depth,
     }

@@ -11,9 +11,8 @@ from typing import Any, Literal
 import numpy as np
 
 from engram_model.errors import CorpusError, UsageError
-from engram_probes.capture import with_bos
 from engram_probes.positions import ENTITY_KINDS, last_tokens
-from engram_probes.text import Documents
+from engram_probes.text import Documents, with_bos
 
 At = Literal["next", "entity"]
 Label = str | Callable[[dict[str, Any], dict[str, Any]], Any]

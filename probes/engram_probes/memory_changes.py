@@ -28,7 +28,9 @@ DEFAULT: tuple[Change, ...] = ("zero", "noise", "other", "shuffle")
 
 
 class MemoryChanges:
-    """Runs the same text with the memory as it is, then changed in each way.
+    """Runs the same texts with the memory as it is, then changed in each way.
+
+    The intact pass may be of a single text and the others of a batch of it, for several draws.
 
     Args:
         subject: a model; through a bridge, whose hooks stay live.
@@ -59,7 +61,7 @@ class MemoryChanges:
 
     @contextmanager
     def made(self, condition: str) -> Iterator[None]:
-        """While open, one forward pass of a text is made in this condition; `intact` first."""
+        """While open, one forward pass is made in this condition; `intact` first."""
         from engram_probes.capture import tapped
 
         with ExitStack() as stack:
@@ -81,34 +83,36 @@ class MemoryChanges:
             self._intact[memory] = out
             return out
 
-        return _at_out(keep)
+        return at_out(keep)
 
     def _control(self, memory: "nn.Module", name: str):
         direction = self._noise if name == "noise" else self._other
 
-        def changed(_out: "Tensor") -> "Tensor":
-            intact = self._intact[memory]
+        def changed(out: "Tensor") -> "Tensor":
+            intact = self._intact[memory].expand_as(out)
             drawn = direction(intact)
             size = intact.norm(dim=-1, keepdim=True) / drawn.norm(dim=-1, keepdim=True)
             return intact + drawn * size.nan_to_num(0, 0, 0)
 
-        return _at_out(changed)
+        return at_out(changed)
 
     def _noise(self, out: "Tensor") -> "Tensor":
         import torch
 
-        return torch.randn(out.shape, generator=self._generator).to(out)
+        # Text by text, so that a batch is given what its texts would be given alone.
+        drawn = [torch.randn(text.shape, generator=self._generator) for text in out]
+        return torch.stack(drawn).to(out)
 
     def _other(self, out: "Tensor") -> "Tensor":
-        """Less what is added to a token some way off, the same way for all tokens of the text."""
+        """Less what is added to a token some way off, the same way for all tokens of a text."""
         import torch
 
-        length = out.shape[1]
-        shift = torch.randint(1, max(length, 2), (), generator=self._generator)
-        return -out.roll(int(shift), dims=1)
+        length = max(out.shape[1], 2)
+        ways = [int(torch.randint(1, length, (), generator=self._generator)) for _ in out]
+        return -torch.stack([text.roll(way, 0) for text, way in zip(out, ways, strict=True)])
 
 
-def _at_out(change):
+def at_out(change):
     """A wrapped tap that changes what is added, before others hear of it."""
 
     def wrap(outer: "Tap | None") -> "Tap":

@@ -70,10 +70,14 @@ class ModelTables:
         weight = self._memories[layer_id].value_weight.detach().float()
         return torch.einsum("pcw,dcw->pcd", torch.as_tensor(rows, device=weight.device), weight)
 
-    def value_norms(self, slots: np.ndarray, column: int, layer_id: int) -> np.ndarray:
-        """Size of what rows [n] of one column (order and head) alone add to the value, [n]."""
+    def column_shares(self, slots: np.ndarray, column: int, layer_id: int) -> np.ndarray:
+        """What rows [n] of one column (order and head) alone add to the value, [n, d]."""
         weight = self._memories[layer_id].value_weight[:, column].detach().float().cpu().numpy()
-        return np.linalg.norm(self.rows(slots, layer_id) @ weight.T, axis=-1)
+        return self.rows(slots, layer_id) @ weight.T
+
+    def value_norms(self, slots: np.ndarray, column: int, layer_id: int) -> np.ndarray:
+        """Sizes of these, [n]."""
+        return np.linalg.norm(self.column_shares(slots, column, layer_id), axis=-1)
 
     def read(self, shares, most: int) -> tuple[np.ndarray, np.ndarray]:
         """Final norm and unembedding on value shares [p, C, d].

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from engram_model.errors import CorpusError, UsageError
-from engram_probes.capture import encode, with_bos
+from engram_probes.text import encode, with_bos
 
 ENTITY_KINDS = ("name", "entity", None)  # of spans; None: a corpus that knows entities only
 TRAITS = ("kind", "mechanism")  # of spans, by which they can be chosen

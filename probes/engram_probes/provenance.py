@@ -1,12 +1,18 @@
 """Where a result comes from: models, tokenizer, corpus, seed, versions, command."""
 
 import hashlib
+import json
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 from weakref import WeakKeyDictionary
 
+import numpy as np
+
+from engram_model.errors import CheckpointError
 from engram_model.files import installed
 
+TIED = ("lm_head.weight", "model.embed_tokens.weight")
 PACKAGES = ("engram-workbench", "numpy", "tokenizers", "torch", "transformers")
 _WEIGHTS: WeakKeyDictionary = WeakKeyDictionary()  # model -> (versions of its tensors, checksum)
 
@@ -88,6 +94,49 @@ def _sha256(tensors: list) -> str:
         digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}\n".encode())
         digest.update(tensor.cpu().contiguous().numpy().data)
     return digest.hexdigest()
+
+
+def checkpoint_sha256(folder: str | Path) -> str:
+    """`weights_sha256` of the model in a checkpoint's files, without opening it or torch.
+
+    Of a checkpoint whose tensors a class renames when it opens them it is another number.
+
+    Raises:
+        CheckpointError: no weights there, or damaged ones.
+    """
+    from safetensors import SafetensorError
+
+    tensors: dict[str, np.ndarray] = {}
+    try:
+        config = json.loads((Path(folder) / "config.json").read_text(encoding="utf-8"))
+        for file in sorted(Path(folder).glob("model*.safetensors")):
+            tensors |= _tensors(file)
+        if config.get("tie_word_embeddings") and TIED[0] not in tensors:
+            tensors[TIED[0]] = tensors[TIED[1]]
+    except (OSError, ValueError, KeyError, SafetensorError) as error:
+        raise CheckpointError(f"the weights in {folder} cannot be read: {error}") from error
+    digest = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name} {tensor.shape} torch.{tensor.dtype}\n".encode())
+        digest.update(np.ascontiguousarray(tensor).data)
+    return digest.hexdigest()
+
+
+def _tensors(file: Path) -> dict[str, np.ndarray]:
+    """Tensors of a safetensors file; floating point ones as float32."""
+    from safetensors import deserialize
+
+    return {name: _array(**entry) for name, entry in deserialize(file.read_bytes())}
+
+
+def _array(shape: list[int], dtype: str, data: bytes) -> np.ndarray:
+    if dtype == "BF16":  # the upper half of a float32, which NumPy has no type for
+        values = (np.frombuffer(data, "<u2").astype("<u4") << 16).view("<f4")
+    else:
+        kinds = {"F": "float", "I": "int", "U": "uint"}
+        values = np.frombuffer(data, f"{kinds[dtype[0]]}{dtype[1:]}" if dtype != "BOOL" else "bool")
+    values = values.astype("<f4") if values.dtype.kind == "f" else values
+    return values.reshape(shape)
 
 
 def versions() -> dict[str, str]:

@@ -24,6 +24,7 @@ SCHEMA = 1
 JSON_FILE, ARRAYS_FILE = "result.json", "arrays.safetensors"
 KINDS = {
     "attention": "attention.AttentionPatterns",
+    "attention-map": "head_maps.AttentionMap",
     "attribution": "attribution.Attribution",
     "edit": "editing.Edit",
     "gates": "gates.GateMap",
@@ -39,9 +40,12 @@ KINDS = {
     "row-contexts": "contexts.RowContexts",
     "routing": "routing.ExpertRouting",
     "row-load": "row_use.RowLoad",
+    "rows": "row_inspection.RowInspection",
     "linear": "linear.LinearProbe",
     "tuned-lens": "tuned_lens.TunedLens",
     "patch": "patching.AttributionPatching",
+    "predictions": "predictions.Predictions",
+    "token-comparison": "token_comparison.TokenComparison",
 }
 
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 ALL = "all tokens"
 GROUPS = (ALL, *MECHANISMS)
-VIEWS = ("kept", "mechanism", "load", "information", "text")
+VIEWS = ("kept", "mechanism", "load", "information", "text", "experts")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)
@@ -157,6 +157,34 @@ class ExpertRouting(Result):
         before, after = self.expert_ids[0], self.expert_ids[1 + change]
         return (before[..., :, None] == after[..., None, :]).any(-1).mean(-1)
 
+    def token_frame(self, position: int) -> "pandas.DataFrame":
+        """Of a token of a single text the experts of each layer, the weightiest first, with the
+        memory and under each change, and the share that the first change keeps.
+
+        Raises:
+            UsageError: several texts, or no such position.
+        """
+        import pandas as pd
+
+        if self.expert_ids is None or not 0 <= position < len(self.tokens):
+            raise UsageError(f"no position {position} of a single text here")
+        columns: dict[str, Any] = {"layer": self.layers}
+        for c, name in enumerate(
+            ("with the memory", *self.changes) if self.changes else ("experts",)
+        ):
+            columns[name] = [self.chosen_by(c, i, position) for i in range(len(self.layers))]
+        if self.changes:
+            columns["kept"] = self.text_kept()[:, position]
+        return pd.DataFrame(columns)
+
+    def chosen_by(self, condition: int, place: int, position: int) -> str:
+        """Experts and their weights in words, the weightiest first; place: of the layer."""
+        assert self.expert_ids is not None and self.expert_weights is not None
+        ids, weights = (
+            a[condition, place, position] for a in (self.expert_ids, self.expert_weights)
+        )
+        return ", ".join(f"{ids[i]} ({weights[i]:.2f})" for i in np.argsort(-weights))
+
     def facts(self) -> dict[str, Any]:
         return {
             "model": self.provenance.models[0]["name"],
@@ -244,8 +272,8 @@ class ExpertRouting(Result):
         """Drawn in one of these views; None: the first that there is something for.
 
         `kept`: experts kept under each change, by layer. `mechanism`: under one, by mechanism.
-        `load`: of each expert. `information`: of expert and mechanism. `text`: of a single text,
-        what each token keeps.
+        `load`: of each expert. `information`: of expert and mechanism. Of a single text: `text`,
+        what each token keeps; `experts`, which of them each token gives the most weight.
 
         Raises:
             UsageError: no such view, or nothing to draw there.

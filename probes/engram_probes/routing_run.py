@@ -136,7 +136,7 @@ class _Listener:
             for router in self._routers.values()
         ]
         try:
-            self.subject.run(ids)
+            self.subject.run([ids])
         finally:
             for hook in hooks:
                 hook.remove()
@@ -195,6 +195,8 @@ def read(
         ids = text_ids(subject, tokenizer, document["text"], documents.single)
         choices = []
         for condition in changed.conditions:
+            if progress:
+                progress(number, documents.total)  # a long text alone can be stopped too
             with changed.made(condition):
                 choices.append(listener.choice(ids))
         sizes = len(listener.layers), choices[0].experts, len(changed.names)

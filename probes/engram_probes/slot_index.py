@@ -153,6 +153,28 @@ class SlotIndex:
             parts.append(np.add.reduceat(of_order, offsets[begin:end] - offsets[begin]))
         return np.concatenate(parts)
 
+    def ranked(
+        self, layer: int, order: int, head: int, most: int, coldest: bool = False
+    ) -> np.ndarray:
+        """The rows of an order and head that the corpus reads most, or least, first; int64.
+
+        The least are rows that nothing reads, spread over the head, then those read seldom.
+
+        Raises:
+            UsageError: no such layer, order or head.
+        """
+        first = self._first_row(layer, order, head)
+        size = int(self.hasher.primes(layer)[order - 2, head])
+        rows = self.layers[layer].rows
+        begin, end = np.searchsorted(rows, [first, first + size])
+        used, reads = rows[begin:end], self.row_reads(layer)[begin:end]
+        if not coldest:
+            return used[np.argsort(-reads, kind="stable")[:most]].astype(np.int64)
+        unused = np.setdiff1d(np.arange(first, first + size), used)
+        spread = unused[np.linspace(0, len(unused) - 1, min(most, len(unused))).astype(int)]
+        seldom = used[np.argsort(reads, kind="stable")[: most - len(spread)]]
+        return np.concatenate([spread, seldom]).astype(np.int64)
+
     def who(self, ngram: tuple[int, ...], layer: int, heads: int = 1) -> Sharing:
         """Other n-grams of the corpus that share a row with this one in at least `heads` heads.
 
@@ -205,15 +227,18 @@ class SlotIndex:
         if layer not in self.layers:
             raise UsageError(f"layer {layer} has no memory; layers with one: {[*self.layers]}")
 
-    def _check_row(self, layer: int, order: int, head: int, slot: int) -> None:
+    def _first_row(self, layer: int, order: int, head: int) -> int:
+        """Of an order and head, as `NgramHasher.slots` counts."""
         self._check_order(order)
         self._check_layer(layer)
         heads = self.hash["n_heads"]
         if not 0 <= head < heads:
             raise UsageError(f"head {head}: there are heads 0 to {heads - 1}")
-        hasher = self.hasher
-        first = int(hasher.offsets(layer)[(order - 2) * heads + head])
-        end = first + int(hasher.primes(layer)[order - 2, head])
+        return int(self.hasher.offsets(layer)[(order - 2) * heads + head])
+
+    def _check_row(self, layer: int, order: int, head: int, slot: int) -> None:
+        first = self._first_row(layer, order, head)
+        end = first + int(self.hasher.primes(layer)[order - 2, head])
         if not first <= slot < end:
             raise UsageError(
                 f"row {slot}: order {order}, head {head} of layer {layer} has the rows {first} to "

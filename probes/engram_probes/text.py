@@ -5,6 +5,8 @@ from collections.abc import Iterable, Iterator, Sized
 from functools import cache
 from typing import Any
 
+import numpy as np
+
 from engram_model.errors import CorpusError, UsageError
 
 
@@ -68,6 +70,15 @@ def describe_texts(texts: list[str]) -> dict[str, Any]:
     return documents.description()
 
 
+def encode(tokenizer, text: str) -> list[int]:
+    """Ids of `<bos>` + text; without `<bos>` for a tokenizer that has none."""
+    return with_bos(tokenizer, tokenizer(text, add_special_tokens=False)["input_ids"])
+
+
+def with_bos(tokenizer, ids: list[int]) -> list[int]:
+    return ids if tokenizer.bos_token_id is None else [tokenizer.bos_token_id, *ids]
+
+
 def token_texts(tokenizer, ids: Iterable[int]) -> tuple[str, ...]:
     """Each token as shown: spaces in front `·`, line ends `↵`, bytes that are no text `<0x..>`."""
     pieces = tokenizer.convert_ids_to_tokens([int(i) for i in ids])
@@ -76,6 +87,17 @@ def token_texts(tokenizer, ids: Iterable[int]) -> tuple[str, ...]:
         "?" if piece is None else piece if piece in special else _shown(tokenizer, piece)
         for piece in pieces
     )
+
+
+def nested_texts(tokenizer, ids: np.ndarray) -> tuple:
+    """Ids of any shape -> their texts, tuples in tuples; each id is read once."""
+    unique, place = np.unique(ids, return_inverse=True)
+    texts = np.array(token_texts(tokenizer, unique), dtype=object)
+
+    def tuples(part: Any) -> Any:
+        return tuple(map(tuples, part)) if isinstance(part, list) else part
+
+    return tuples(texts[place.reshape(ids.shape)].tolist())
 
 
 def _shown(tokenizer, piece: str) -> str:

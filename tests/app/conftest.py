@@ -14,6 +14,14 @@ from explorer_page import TEXT as SENTENCE
 TEXT = "The harbour master of Varnholm counts the boats at dusk."
 
 
+@pytest.fixture(scope="session", autouse=True)
+def cache_folder(tmp_path_factory):
+    """What the explorer keeps on disk, away from the user's own."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
 @pytest.fixture(scope="session")
 def pair(make_model, tokenizer, tmp_path_factory):
     """Folder with the checkpoints `memory` and `plain`: one tokenizer, other weights."""

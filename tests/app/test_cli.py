@@ -198,6 +198,18 @@ def test_probe_lens_with_twin(engram, corpus, tmp_path):
     assert lens.provenance.corpus["source"]["spec"] == corpus
 
 
+def test_probe_lens_without_memory(engram, tmp_path):
+    words = ("probe", "lens", "memory", "--without-memory", "--text", TEXT)
+    code, out, _ = engram(*words, "--out", tmp_path / "lens")
+    on, off = (ep.load_result(tmp_path / "lens" / name) for name in (".", "without_memory"))
+    difference = ep.load_result(tmp_path / "lens" / "difference")
+    assert code == 0 and out.splitlines()[0] == difference.summary()
+    assert off.without_memory and not on.without_memory
+    assert np.allclose(difference.grids("kl")[1], off.grid("kl"))
+    code, _, err = engram(*words, "--twin", "plain")
+    assert code == 2 and "a difference is of two lenses" in err
+
+
 def test_probe_lens_of_one_text(engram):
     code, out, _ = engram("probe", "lens", "plain", "--text", TEXT)
     table = [line.split("\t") for line in out.splitlines()[1:]]
@@ -232,6 +244,20 @@ def test_probe_slots(engram, corpus, tmp_path):
 def test_probe_slots_of_a_text_alone(engram):
     code, out, _ = engram("probe", "slots", "memory", "--text", TEXT)
     assert code == 0 and out.splitlines()[1].split("\t")[-1] == "norms"
+
+
+def test_probe_slots_of_an_ngram_and_by_number(engram, corpus, tmp_path):
+    words = ("probe", "slots", "memory", "--data", corpus, "--out", tmp_path / "rows")
+    code, out, _ = engram(*words, "--ngram", " of Varnholm")
+    found = ep.load_result(tmp_path / "rows")
+    assert code == 0 and out.splitlines()[0] == found.summary()
+    assert found.own_reads.sum() > 0 and found.provenance.command.startswith("engram probe slots")
+    cells = [line.split("\t")[4] for line in out.splitlines()[2:]]
+    assert cells == [str(slot) for slot in found.slots]
+    code, out, err = engram(*words, "--rows", f"2:{found.slots[-1]}", "--json")
+    assert code == 0, err
+    [row] = json.loads(out)["table"]
+    assert row["reads"] == found.reads[-1] and row["layer"] == 2
 
 
 def test_probe_cka(engram, corpus, tmp_path):
@@ -360,6 +386,18 @@ def test_probe_attention(engram, tmp_path):
     assert len(document["table"]) == len(result.scores) * len(result.layers)
     row = next(r for r in document["table"] if (r["score"], r["layer"]) == ("near", 1))
     assert row["zero"] == pytest.approx(result.layer_change[0, result.score("near"), 1])
+
+
+def test_probe_heads(engram, tmp_path):
+    words = ("probe", "heads", "memory", "--text", TEXT, "--draws", 2, "--out", tmp_path, "--json")
+    code, out, _ = engram(*words)
+    document, result = json.loads(out), ep.load_result(tmp_path)
+    assert code == 0 and document["summary"] == result.summary() and result.draws == 2
+    assert len(document["table"]) == len(result.layers) * result.heads
+    row = next(r for r in document["table"] if (r["layer"], r["head"]) == (2, 1))
+    assert row["moved"] == pytest.approx(float(result.heads_moved()[2, 1]))
+    code, _, err = engram(*words[:5], "--how", "melt")
+    assert code == 2 and "no change 'melt'" in err
 
 
 def test_eval(engram, corpus):
@@ -503,7 +541,12 @@ ERRORS = {
     "text too long": (("probe", "gates", "memory", "--text", "boats " * 300), 2, "reads 192"),
     "empty text": (("probe", "gates", "memory", "--text", " "), 2, "the text is empty"),
     "no memory": (("probe", "gates", "plain", "--text", "boats"), 2, "has no memory"),
-    "slots of nothing": (("probe", "slots", "memory"), 2, "give --text, a corpus"),
+    "slots of nothing": (("probe", "slots", "memory"), 2, "give one of --text, --ngram"),
+    "slots of rows of no layer": (
+        ("probe", "slots", "memory", "--rows", "0:1,2"),
+        2,
+        "--rows 0:1,2: 2 has no layer",
+    ),
     "index of a text": (
         ("probe", "gates", "memory", "--text", "boats", "--count-data", "world:"),
         2,
@@ -513,7 +556,7 @@ ERRORS = {
     "compression of a text": (
         ("probe", "slots", "memory", "--compression", "--text", "boats"),
         2,
-        "leave out --text",
+        "--text and --compression: give one of them",
     ),
     "no index": (("probe", "slots", "memory", "--index", "{bad}"), 3, "no index in"),
     "index among other things": (

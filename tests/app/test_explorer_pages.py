@@ -37,13 +37,8 @@ def test_example_replaces_the_text(explorer):
 
 def test_gates(explorer):
     at = explorer("gates")
-    [figure] = figures(at)
-    assert figure["data"][0]["type"] == "heatmap"
-    assert at.dataframe[0].value.columns.tolist() == [
-        "layer", "order", "n-gram", "head", "row"
-    ]  # fmt: skip
-    rows = at.dataframe[0].value
-    assert len(rows) == 2 * 2 * 2  # layers, orders, heads
+    heatmap, following = figures(at)
+    assert heatmap["data"][0]["type"] == "heatmap" and following["data"][0]["type"] == "bar"
 
 
 def test_gates_of_one_stream(explorer):
@@ -52,7 +47,7 @@ def test_gates_of_one_stream(explorer):
     for key, value in {"what": "gate", "layer": "2", "stream": "1"}.items():
         at.button_group(key=key).set_value(value).run()
     assert "Gate by stream and position" in texts(at) and not at.exception
-    assert len(figures(at)[0]["layout"]["yaxis"]["ticktext"]) == 1
+    assert len(figures(at)[0]["layout"]["yaxis"]["ticktext"]) == 4  # the others stay beside it
 
 
 def test_choices_outlive_a_visit_to_another_page(explorer):
@@ -64,40 +59,6 @@ def test_choices_outlive_a_visit_to_another_page(explorer):
     at.run()
     assert "Score by layer and position" in texts(at)
     assert at.text_area(key="text").value == TEXT
-
-
-def test_lens_beside_its_twin(explorer):
-    at = explorer("lens")
-    grid, curves = figures(at)
-    assert grid["data"][0]["type"] == "heatmap"
-    names = {trace["name"] for trace in curves["data"] if trace.get("name")}
-    assert {"memory", "plain"} <= names
-    assert "is settled after" in texts(at)
-
-
-def test_lens_of_a_model_without_a_memory(explorer):
-    at = explorer("lens", models=("plain",))
-    assert len(figures(at)) == 2 and "--twin" not in at.code[0].value
-
-
-def test_gates_of_a_model_without_a_memory(explorer):
-    at = explorer("gates", models=("plain",))
-    assert at.error[0].value.replace("\\", "").startswith("plain has no memory")
-
-
-def test_alignment_is_computed_on_request(explorer, monkeypatch):
-    monkeypatch.setattr("engram_app.explorer.cached.ALIGNMENT_DOCUMENTS", 24)
-    monkeypatch.setattr("engram_app.explorer.cached.ALIGNMENT_OPTIONS", {"k": 2, "permutations": 5})
-    at = explorer("alignment")
-    assert "No saved alignment of memory and plain" in texts(at) and not figures(at)
-    at.button[0].click().run()
-    [figure] = figures(at)
-    assert figure["data"][0]["type"] == "heatmap" and "The largest shift" in texts(at)
-
-
-def test_alignment_without_a_twin(explorer):
-    at = explorer("alignment", models=("memory",))
-    assert "second checkpoint" in at.info[0].value
 
 
 def test_saved_results_need_no_model(explorer, pair, tmp_path):

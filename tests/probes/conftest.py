@@ -62,6 +62,15 @@ def row_load(slot_index, tokenizer):
 
 
 @pytest.fixture(scope="session")
+def rows_of_ngram(slots, engram, tokenizer, slot_index):
+    """The rows that the n-grams at position 6 of the traced text read."""
+    import engram_probes as ep
+
+    ids = slots.token_ids[4:7].tolist()
+    return ep.inspect_rows(engram, tokenizer, ngram=ids, corpus=slot_index, most=3, topk=5)
+
+
+@pytest.fixture(scope="session")
 def contexts(engram, tokenizer, texts):
     import engram_probes as ep
 
@@ -87,6 +96,13 @@ def text_lens(engram, tokenizer, texts):
     import engram_probes as ep
 
     return ep.logit_lens(engram, tokenizer, texts[1])
+
+
+@pytest.fixture(scope="session")
+def text_lens_off(engram, tokenizer, texts):
+    import engram_probes as ep
+
+    return ep.logit_lens(engram, tokenizer, texts[1], without_memory=True)
 
 
 @pytest.fixture(scope="session")
@@ -197,3 +213,25 @@ def attention(engram, twin, tokenizer, texts):
 
     small = dict(changes=("zero",), sequences=2, length=8)
     return ep.attention_patterns(engram, tokenizer, texts[1], twin=twin, **small)
+
+
+@pytest.fixture(scope="session")
+def predictions(engram, tokenizer, texts):
+    import engram_probes as ep
+
+    return ep.next_tokens(engram, tokenizer, texts[1])
+
+
+@pytest.fixture(scope="session")
+def token_comparison(engram, twin, tokenizer, texts, gates, predictions):
+    import engram_probes as ep
+
+    other = ep.next_tokens(twin, tokenizer, texts[1])
+    return ep.compare_tokens(predictions, other, (gates, None))
+
+
+@pytest.fixture(scope="session")
+def head_map(engram, tokenizer, texts):
+    import engram_probes as ep
+
+    return ep.attention_map(engram, tokenizer, texts[1], draws=2)

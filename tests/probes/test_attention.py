@@ -10,7 +10,7 @@ import engram_model as em
 import engram_probes as ep
 from engram_model.errors import CorpusError, UsageError
 from engram_probes.attention import NEAR, SCORES
-from engram_probes.attention_run import INDUCTION, Queries, _induction, read
+from engram_probes.attention_run import INDUCTION, Listener, Queries, _induction, read
 from engram_probes.suppression import suppressed
 
 TEXT = "The harbour master of Varnholm counts the boats. The harbour master counts."
@@ -40,10 +40,10 @@ def queries(special=(0,)):
 
 
 def looking_to(target):
-    """Every query looks to `target(query)` alone, [1, p, p]."""
-    pattern = torch.zeros(1, len(IDS), len(IDS))
+    """Every query looks to `target(query)` alone, [1, 1, p, p]."""
+    pattern = torch.zeros(1, 1, len(IDS), len(IDS))
     for query in range(len(IDS)):
-        pattern[0, query, target(query)] = 1
+        pattern[0, 0, query, target(query)] = 1
     return pattern
 
 
@@ -72,7 +72,7 @@ def test_scores_of_patterns_by_hand(target, expected):
 
 
 def test_an_even_pattern_has_the_entropy_of_its_keys():
-    even = torch.tril(torch.ones(1, len(IDS), len(IDS)))
+    even = torch.tril(torch.ones(1, 1, len(IDS), len(IDS)))
     even = even / even.sum(-1, keepdim=True)
     entropy = queries().sums(even)[PLACE["entropy"], 0]
     assert entropy == pytest.approx(sum(np.log(q + 1) for q in range(2, 8)))
@@ -94,13 +94,14 @@ class Stub:
         model = SimpleNamespace(device="cpu")
         self.subject = SimpleNamespace(model=model, config=config, context=64)
 
-    def measure(self, ids, measure):
-        pattern = torch.zeros(2, len(ids), len(ids))
-        last = {}
-        for query, token in enumerate(ids):
-            pattern[0, query, last[token] + 1 if token in last else 0] = 1
-            pattern[1, query, max(query - self.LENGTH + 1, 0)] = 1
-            last[token] = query
+    def measure(self, batch, measure):
+        pattern = torch.zeros(len(batch), 2, len(batch[0]), len(batch[0]))
+        for text, ids in enumerate(batch):
+            last = {}
+            for query, token in enumerate(ids):
+                pattern[text, 0, query, last[token] + 1 if token in last else 0] = 1
+                pattern[text, 1, query, max(query - self.LENGTH + 1, 0)] = 1
+                last[token] = query
         return measure(pattern)[None, None].numpy()
 
 
@@ -109,6 +110,16 @@ def test_induction_is_told_from_a_fixed_distance(tokenizer):
     assert repeated.shape == (4, 1, 1, 2)
     np.testing.assert_array_equal(repeated[:, 0, 0], 1)
     np.testing.assert_array_equal(fresh[:, 0, 0], [[0, 1]] * 4)
+
+
+def test_sequences_read_together_are_each_read_as_alone(engram, tokenizer, monkeypatch):
+    def found(at_once):
+        monkeypatch.setattr("engram_probes.attention_run.CPU_TOKENS", at_once)
+        return _induction(Listener(engram, tokenizer, ("zero",), 0), tokenizer, 3, 8, 0)
+
+    for together, alone in zip(found(4096), found(1), strict=True):
+        assert together.shape == (3, 2, 3, 2)
+        np.testing.assert_allclose(together, alone, atol=1e-6)
 
 
 def attentions(model, tokenizer, text):

@@ -402,6 +402,50 @@ def test_a_short_figure_sums_the_smallest(engram, tokenizer):
         result.figure(most=1)
 
 
+def test_a_position_is_attributed_as_the_text_cut_there(engram, tokenizer):
+    cut = ep.attribute(engram, tokenizer, TEXT, position=5, draws=3)
+    assert len(cut.token_ids) == 6
+    with torch.no_grad():
+        logits = engram(torch.tensor([[tokenizer.bos_token_id, *tokenizer(TEXT)["input_ids"]]]))
+    assert cut.logit == pytest.approx(float(logits.logits[0, 5].max()), abs=1e-4)
+    assert cut.provenance.settings["position"] == 5
+    last = len(tokenizer(TEXT)["input_ids"])
+    whole, same = (ep.attribute(engram, tokenizer, TEXT, position=p) for p in (None, last))
+    np.testing.assert_array_equal(whole.contribution, same.contribution)
+    for none in (-1, last + 1):
+        with pytest.raises(UsageError, match=f"no position {none}"):
+            ep.attribute(engram, tokenizer, TEXT, position=none)
+
+
+def test_the_memory_piece_by_piece(engram, twin, tokenizer):
+    result = ep.attribute(engram, tokenizer, TEXT)
+    frame = result.memory_frame()
+    assert frame["contribution"].sum() == pytest.approx(result.memory)
+    row = frame[frame["component"] == "2_engram_order3_head1"].iloc[0]
+    at = result.components.index("2_engram_order3_head1")
+    assert (row["layer"], row["order"], row["head"], row["row"]) == (2, 3, 1, result.slots[at])
+    assert row["n-gram"] == "".join(result.tokens[-3:])
+    outside = not result.random_low[at] <= result.contribution[at] <= result.random_high[at]
+    assert row["beyond"] == outside
+    assert not frame[frame["component"].str.endswith("conv")]["beyond"].any()
+    drawn = [name for bar in result.figure("memory").data if bar.type == "bar"
+             for name in bar.customdata]  # fmt: skip
+    assert drawn == frame["component"].tolist()
+    none = ep.attribute(twin, tokenizer, TEXT)
+    assert none.memory_frame().empty
+    with pytest.raises(UsageError, match="has none"):
+        none.figure("memory")
+
+
+def test_bars_of_the_parts_sum_to_the_logit(engram, tokenizer):
+    result = ep.attribute(engram, tokenizer, TEXT)
+    bars = result.figure("parts").data
+    assert sum(bar.x[0] for bar in bars) == pytest.approx(result.logit, abs=1e-3)
+    assert {bar.name for bar in bars} == {"embedding", "attention", "MLPs", "memory"}
+    with pytest.raises(UsageError, match="no figure of 'x'"):
+        result.figure("x")
+
+
 def test_summary_states_the_sums(engram, tokenizer):
     result = ep.attribute(engram, tokenizer, TEXT)
     summary = result.summary()

@@ -6,7 +6,7 @@ import torch
 
 import engram_probes as ep
 from engram_model.errors import CorpusError, UsageError
-from engram_probes.alignment import soft_alignment
+from engram_probes.alignment import SECOND, soft_alignment
 from engram_probes.neighbours import mutual_neighbours
 
 
@@ -248,3 +248,23 @@ def test_errors(engram, twin, tokenizer, texts):
         with pytest.raises(error) as caught:
             ep.cka(*models, tokenizer, given, **{"k": 2, **options})
         assert message in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_a_pair_of_layers_by_each_measure(alignment):
+    frame = alignment.pair_frame(0, 2).set_index("measure")
+    assert tuple(frame.index) == alignment.measures == ("cka", *SECOND, "sinks")
+    assert frame.value["cka"] == alignment.matrix[0, 2] and frame.low["cka"] == alignment.low[0, 2]
+    assert frame.value["rsa"] == alignment.rsa[0, 2]
+    assert frame.null_high["procrustes"] == alignment.second_null_high[1, 0, 2]
+    assert np.isnan(frame.null_mean["sinks"]) and np.isnan(frame.low["rsa"])
+    with pytest.raises(UsageError, match="layers 0 and 9"):
+        alignment.pair_frame(0, 9)
+
+
+def test_what_is_said_of_a_pair(alignment):
+    column = 1
+    best = int(np.argmax(alignment.matrix[:, column]))
+    said = alignment.pair_summary(best, column)
+    assert f"CKA {alignment.matrix[best, column]:.2f}" in said and "the most alike" in said
+    least = int(np.argmin(alignment.matrix[:, column]))
+    assert f"number {len(alignment.matrix)}" in alignment.pair_summary(least, column)

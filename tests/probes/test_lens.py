@@ -10,6 +10,7 @@ from engram_probes.lens import METRICS
 from engram_probes.lens_difference import depth_shift
 from engram_probes.lens_measure import from_here_on, settling_depth
 from engram_probes.strata import Strata
+from engram_probes.suppression import suppressed
 
 
 def plain(model, ids: list[int], topk: int = 5) -> dict[str, np.ndarray]:
@@ -39,6 +40,7 @@ def plain(model, ids: list[int], topk: int = 5) -> dict[str, np.ndarray]:
             half = (p[t] + q[d, t]) / 2
             out["js"][d, t] = 0.5 * sum(np.sum(r * np.log(r / half)) for r in (p[t], q[d, t]))
             out["entropy"][d, t] = -np.sum(q[d, t] * np.log(q[d, t]))
+            out["final_rank"][d, t] = 1 + np.sum(q[d, t] > q[d, t, top[-1, t, 0]])
             out["topk_overlap"][d, t] = len(set(top[d, t]) & set(top[-1, t])) / topk
             out["top1_agreement"][d, t] = top[d, t, 0] == top[-1, t, 0]
             out["settled"][d, t] = all(
@@ -256,3 +258,82 @@ def test_wrong_shares(make_model, tokenizer, texts, share):
         ep.logit_lens(make_model(), tokenizer, [*texts], share=share)
     with pytest.raises(UsageError, match="of a single text all"):
         ep.logit_lens(make_model(), tokenizer, texts[0], share=0.5)
+
+
+def test_without_memory_is_the_model_with_its_memory_zeroed(engram, tokenizer, text_lens_off):
+    ids = text_lens_off.token_ids.tolist()
+    with suppressed(engram):
+        expected = plain(engram, ids)
+    for index, name in enumerate(text_lens_off.metrics):
+        np.testing.assert_allclose(
+            text_lens_off.token_values[index], expected[name], rtol=1e-4, atol=1e-4, err_msg=name
+        )
+    assert not np.allclose(expected["entropy"], plain(engram, ids)["entropy"], atol=1e-3)
+
+
+def test_without_memory_leaves_the_model_as_it_was(engram, tokenizer, texts, text_lens):
+    ep.logit_lens(engram, tokenizer, texts[1], without_memory=True)
+    again = ep.logit_lens(engram, tokenizer, texts[1])
+    np.testing.assert_array_equal(again.token_values, text_lens.token_values)
+
+
+def test_without_memory_needs_one(twin, tokenizer, texts):
+    with pytest.raises(UsageError, match="memory"):
+        ep.logit_lens(twin, tokenizer, texts[1], without_memory=True)
+
+
+def test_a_difference_says_which_had_its_memory_off(text_lens, text_lens_off):
+    result = text_lens.minus(text_lens_off)
+    assert result.other == f"{text_lens.model}, memory off" and result.model == text_lens.model
+    np.testing.assert_array_equal(result.grids("kl")[1], text_lens_off.grid("kl"))
+    usual = ~text_lens.special
+    ends = [np.array(one.top1_texts[-1])[usual] for one in (text_lens, text_lens_off)]
+    changed = int((ends[0] != ends[1]).sum())
+    assert changed and f"another at {changed} of {usual.sum()} tokens" in result.summary()
+    np.testing.assert_array_equal(result.grids("top1_prob")[0], text_lens.top1_prob)
+    frame = result.token_frame()
+    assert len(frame) == text_lens.top1_prob.size
+    np.testing.assert_array_equal(frame.rank_other, text_lens_off.grid("rank").ravel())
+    assert text_lens_off.provenance.settings["without_memory"] is True
+
+
+def test_a_difference_over_a_corpus_has_no_grids(lens, twin_lens):
+    for ask in (lambda r: r.grids(), lambda r: r.figure("kl", "grid"), lambda r: r.token_frame()):
+        with pytest.raises(UsageError, match="one text only"):
+            ask(lens.minus(twin_lens))
+    with pytest.raises(UsageError, match="no view"):
+        lens.minus(twin_lens).figure("kl", "bars")
+
+
+def test_likeliest_tokens_of_a_cell(engram, tokenizer, text_lens):
+    ids = torch.tensor([text_lens.token_ids.tolist()])
+    with torch.no_grad():
+        final = engram(ids).logits[0].double().softmax(-1)
+    expected = final[4].topk(5)
+    cell = text_lens.cell_frame(text_lens.depths - 1, 4)
+    np.testing.assert_allclose(cell.prob_final, expected.values, rtol=1e-4)
+    np.testing.assert_array_equal(text_lens.topk_ids[-1, 4], expected.indices)
+    assert cell.prob_here.equals(cell.prob_final.rename("prob_here"))
+    assert cell.token.tolist() == list(text_lens.topk_texts[-1][4])
+    early = text_lens.cell_frame(1, 4)
+    assert early.place_here.dropna().tolist() == [1, 2, 3, 4, 5]
+    assert sorted(early.place_final.dropna()) == [1, 2, 3, 4, 5]
+    np.testing.assert_array_equal(text_lens.topk_ids[..., 0], text_lens.top1_ids)
+    np.testing.assert_allclose(text_lens.topk_prob[..., 0], text_lens.top1_prob, rtol=1e-5)
+
+
+def test_cells_that_are_none(lens, text_lens):
+    with pytest.raises(UsageError, match="use 0 to 3"):
+        text_lens.cell_frame(4, 0)
+    with pytest.raises(UsageError, match="one text only"):
+        lens.cell_frame(0, 0)
+
+
+def test_progress_of_a_single_text_counts_its_tokens(engram, tokenizer, texts, text_lens):
+    seen = []
+    lens = ep.logit_lens(
+        engram, tokenizer, texts[1], chunk_tokens=7, progress=lambda *one: seen.append(one)
+    )
+    count = len(text_lens.tokens)
+    assert seen == [(min(done, count), count) for done in range(7, count + 7, 7)]
+    assert lens.topk_texts == text_lens.topk_texts and lens.top1_texts == text_lens.top1_texts

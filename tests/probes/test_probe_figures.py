@@ -3,6 +3,8 @@
 import numpy as np
 import pytest
 
+from engram_model.errors import UsageError
+
 
 def value(trace, axis):
     return np.array(getattr(trace, axis), dtype=float)
@@ -65,6 +67,68 @@ def test_lens_grid(text_lens, what):
     assert shown == text_lens.top1_texts[3][2]
     assert "blocks" in figure.layout.yaxis.title.text
     assert "Grid of 4 depths" in figure.layout.meta["alt"]
+
+
+@pytest.mark.parametrize("what", ["rank", "final_rank"])
+def test_ranks_are_coloured_by_their_logarithm(text_lens, what):
+    figure = text_lens.figure(what, "grid", positions=(2, 7))
+    (trace,) = figure.data
+    expected = np.log10(text_lens.grid(what)[:, 2:7])
+    np.testing.assert_allclose(value(trace, "z"), expected, rtol=1e-5, atol=1e-6)
+    assert list(trace.x) == [2, 3, 4, 5, 6] and trace.customdata[0][0] == text_lens.tokens[2]
+    assert figure.layout.coloraxis.colorbar.ticktext[:3] == ("1", "10", "100")
+
+
+def test_grids_of_two_lenses_have_one_scale_and_a_difference(text_lens, text_lens_off):
+    result = text_lens.minus(text_lens_off)
+    figure = result.figure("kl", "grid", positions=(1, 6))
+    first, second, difference = figure.data
+    for trace, lens in ((first, text_lens), (second, text_lens_off)):
+        np.testing.assert_allclose(value(trace, "z"), lens.grid("kl")[:, 1:6], rtol=1e-6)
+        assert trace.coloraxis == "coloraxis"
+    both = text_lens.grid("kl") - text_lens_off.grid("kl")
+    np.testing.assert_allclose(value(difference, "z"), both[:, 1:6], rtol=1e-5, atol=1e-6)
+    scale = figure.layout.coloraxis2
+    assert difference.coloraxis == "coloraxis2" and scale.cmin == -scale.cmax
+    assert scale.cmax >= np.abs(both[1:, ~text_lens.special]).max() - 1e-6
+    other = np.array(text_lens.top1_texts) != np.array(text_lens_off.top1_texts)
+    assert np.array_equal(np.array(difference.text) == "≠", other[:, 1:6])
+    assert "memory off" in figure.layout.meta["alt"] and "difference" in figure.layout.meta["alt"]
+
+
+def test_clicks_cover_all_grids_of_one_shape(text_lens, text_lens_off):
+    from engram_probes.figures.clicks import clickable
+
+    figure = text_lens.minus(text_lens_off).figure("kl", "grid", positions=(1, 6))
+    assert clickable(figure) == 5
+    covers = [trace for trace in figure.data if trace.type == "scatter"]
+    assert [len(trace.x) for trace in covers] == [5 * text_lens.depths] * 3
+    assert len({trace.yaxis for trace in covers}) == 3
+
+
+def test_soft_alignment_by_each_measure(alignment):
+    figure = alignment.figure("soft")
+    lines = {t.name: value(t, "y") for t in figure.data if t.mode == "lines+markers"}
+    np.testing.assert_allclose(lines["Debiased CKA"], alignment.soft_index, rtol=1e-6)
+    np.testing.assert_allclose(
+        lines["RSA, Spearman correlation"], alignment.second_soft[2], rtol=1e-6
+    )
+    assert alignment.summary() in figure.layout.meta["alt"]
+
+
+@pytest.mark.parametrize("what", ["cka", "rsa", "sinks"])
+def test_a_pair_of_layers_with_its_row_and_column(alignment, what):
+    figure = alignment.figure(what, pair=(0, 2))
+    shown, null = alignment.shown(what)
+    lines = [t for t in figure.data if t.mode == "lines+markers"]
+    np.testing.assert_allclose(value(lines[0], "y"), shown[:, 2], rtol=1e-6)
+    np.testing.assert_allclose(value(lines[1], "y"), shown[0, :], rtol=1e-6)
+    rings = [t for t in figure.data if t.name == "this pair"]
+    assert [list(ring.x) for ring in rings] == [[0], [2]]
+    chance = [t for t in figure.data if t.mode == "lines"]
+    np.testing.assert_allclose(value(chance[0], "y"), null[:, 2], rtol=1e-6)
+    with pytest.raises(UsageError, match="layers 9 and 2"):
+        alignment.figure(what, pair=(9, 2))
 
 
 def test_a_single_text_has_a_curve_without_band(text_lens):

@@ -9,9 +9,12 @@ from pathlib import Path
 import jsonschema
 import numpy as np
 import pytest
+import torch
 
+import engram_model as em
 import engram_probes as ep
 from engram_model.errors import CheckpointError
+from engram_probes.provenance import checkpoint_sha256, weights_sha256
 from engram_probes.schema import result_schema
 
 DOCS = Path(__file__).parents[2] / "docs"
@@ -29,12 +32,16 @@ DOCS = Path(__file__).parents[2] / "docs"
         "suppression",
         "slots",
         "row_load",
+        "rows_of_ngram",
         "contexts",
         "audit",
         "linear",
         "patching",
         "routing",
         "attention",
+        "predictions",
+        "token_comparison",
+        "head_map",
     ]
 )
 def result(request):
@@ -201,3 +208,19 @@ def test_wrong_shapes_are_refused(gates):
         replace(gates, tokens=gates.tokens[:-1])
     with pytest.raises(ValueError, match="read-only"):
         gates.gate[0, 0, 0] = 0
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_checksum_of_a_checkpoint_is_that_of_its_model(make_model, tokenizer, tmp_path, dtype):
+    make_model(streams=2).to(dtype).save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    assert checkpoint_sha256(tmp_path) == weights_sha256(em.load(tmp_path)[0])
+
+
+def test_checksum_of_a_checkpoint_that_is_none(tmp_path):
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "model.safetensors").write_bytes(b"\0" * 20)
+    with pytest.raises(CheckpointError, match="cannot be read"):
+        checkpoint_sha256(tmp_path)
+    with pytest.raises(CheckpointError, match="cannot be read"):
+        checkpoint_sha256(tmp_path / "gone")

@@ -116,7 +116,7 @@ def test_controls_are_as_large_as_what_is_taken_away(make_model, tokenizer, stre
                 heard(m, lambda n, t, k=kept: n == "out" and k.append(t)) for m in subject.memories
             ]
             with memories[0], memories[1]:
-                subject.run(ids)
+                subject.run([ids])
     for number, intact in enumerate(outs["intact"]):
         size = intact.norm(dim=-1)
         for name in CONTROLS:

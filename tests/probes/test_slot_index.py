@@ -215,3 +215,19 @@ def test_what_is_no_row_or_corpus_is_refused(engram, twin, tokenizer, slot_index
         build_index(engram, tokenizer, [tokenizer.eos_token])
     with pytest.raises(CorpusError, match="has no text"):
         build_index(engram, tokenizer, [{"words": "a"}])
+
+
+def test_rows_ranked_by_reads(slot_index):
+    hasher = slot_index.hasher
+    for layer, order, head in ((0, 2, 0), (2, 3, 1)):
+        first = int(hasher.offsets(layer)[(order - 2) * 2 + head])
+        size = int(hasher.primes(layer)[order - 2, head])
+        tenants = (slot_index.tenants(layer, order, head, first + row) for row in range(size))
+        reads = np.array([one.counts.sum() for one in tenants])
+        hot = slot_index.ranked(layer, order, head, 5) - first
+        assert reads[hot].tolist() == np.sort(reads)[::-1][:5].tolist()
+        cold = slot_index.ranked(layer, order, head, size, coldest=True) - first
+        assert sorted(cold) == list(range(size))
+        assert reads[cold].tolist() == np.sort(reads).tolist()
+    with pytest.raises(UsageError, match="heads 0 to 1"):
+        slot_index.ranked(0, 2, 2, 1)

@@ -209,44 +209,5 @@ def saved(folder: str | Path) -> Result:
     return _saved(str(folder), file.stat().st_mtime_ns if file.exists() else 0)
 
 
-# Kept until the pages ask `probe` themselves
-ALIGNMENT_DATA = "world:?seed=0&split=valid&tokens=20K"
-ALIGNMENT_DOCUMENTS = 200
-ALIGNMENT_OPTIONS: dict[str, Any] = {"positions": "entity"}
-
-
-def weights(path: str) -> str:
-    """Checksum of a model's weights, as results carry it."""
-    from engram_probes.provenance import weights_sha256
-
-    return weights_sha256(held(path).model)
-
-
 def gates(path: str, text: str) -> Any:
     return probe("gate_map", path, text)
-
-
-def lens(path: str, text: str) -> Any:
-    return probe("logit_lens", path, text)
-
-
-def alignment(path: str, other: str, progress: Any = None) -> Any:
-    def compute(first: Held, second: Held, progress: Progress | None) -> Any:
-        from itertools import islice
-
-        from engram_model.corpora import describe, iter_documents
-        from engram_probes import cka
-
-        documents = list(islice(iter_documents(ALIGNMENT_DATA), ALIGNMENT_DOCUMENTS))
-        result = cka(
-            first.model,
-            second.model,
-            first.tokenizer,
-            documents,
-            progress=progress,
-            **ALIGNMENT_OPTIONS,
-        )
-        corpus = {**result.provenance.corpus, "source": describe(ALIGNMENT_DATA)}
-        return result.with_provenance(corpus=corpus)
-
-    return measured("alignment", (path, other), compute, slow=True)

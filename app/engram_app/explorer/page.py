@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 FRAME = "#56B4E9"  # legible on every colour of the maps, in both themes
 OnCell = Callable[[int, int], None]
+OnBar = Callable[[str], None]
 MARKDOWN = re.compile(r"([\\`*_{}\[\]()<>#+\-.!|~$:^])")
 
 
@@ -51,6 +52,7 @@ def draw(
     position: int | None = None,
     frame: "Callable[[], pd.DataFrame] | None" = None,
     on_cell: OnCell | None = None,
+    on_bar: OnBar | None = None,
 ) -> None:
     """A figure of a probe: its title as text of the page, its description for screen readers.
 
@@ -58,6 +60,7 @@ def draw(
         position: of the token looked at; its column is framed.
         frame: the numbers of the figure; called when they are asked for.
         on_cell: called before the next run with row and column of a clicked cell of the heatmap.
+        on_bar: the same with the name of a clicked bar, its customdata.
     """
     alt = (figure.layout.meta or {}).get("alt", title)
     st.markdown(f"**{plain(title)}**")
@@ -68,20 +71,26 @@ def draw(
         ends = {"x0": position - 0.5, "x1": position + 0.5}
         figure.add_vrect(**ends, line={"color": FRAME, "width": 3}, fillcolor="rgba(0,0,0,0)")
     with st.container(key=f"figure_{key}"):
-        _chart(figure, key, alt, on_cell)
+        _chart(figure, key, alt, on_cell, on_bar)
     with st.container(key=f"under_{key}"):
         picture_buttons(f"figure_{key}", key, title)
         if frame:
             numbers(frame, key)
 
 
-def _chart(figure: "go.Figure", key: str, alt: str, on_cell: OnCell | None) -> None:
+def _chart(
+    figure: "go.Figure", key: str, alt: str, on_cell: OnCell | None, on_bar: OnBar | None
+) -> None:
     selecting: dict[str, Any] = {}
     if on_cell:
         from engram_probes.figures.clicks import clickable
 
         if columns := clickable(figure):
             selecting = {"on_select": _clicked(key, columns, on_cell), "selection_mode": "points"}
+    if on_bar:
+        every = {"marker": {"opacity": 1}}  # the one looked at is named on the page
+        figure.update_traces(selected=every, unselected=every, selector={"type": "bar"})
+        selecting = {"on_select": _bar_clicked(key, on_bar), "selection_mode": "points"}
     st.plotly_chart(figure, key=key, alt=alt, config={"displaylogo": False}, **selecting)
 
 
@@ -90,6 +99,16 @@ def _clicked(key: str, columns: int, on_cell: OnCell) -> Callable[[], None]:
         points = st.session_state[key].selection.points
         if points:
             on_cell(*divmod(int(points[0]["point_index"]), columns))
+
+    return call
+
+
+def _bar_clicked(key: str, on_bar: OnBar) -> Callable[[], None]:
+    def call() -> None:
+        points = st.session_state[key].selection.points
+        if points and points[0].get("customdata"):
+            name = points[0]["customdata"]
+            on_bar(name if isinstance(name, str) else str(name[0]))
 
     return call
 

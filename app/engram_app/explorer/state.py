@@ -101,7 +101,8 @@ def _selector(label: str, key: str, paths: list[Any], default: str | None) -> An
 def turn_to(page: str) -> None:
     """Note which page is drawn: on another one than before, widgets begin anew."""
     state = st.session_state
-    state["turned"] = state.get("page", page) != page
+    turned = state.get("page", page) != page
+    state["restoring"] = {key for key in state if str(key).startswith("kept_")} if turned else set()
     state["page"] = page
 
 
@@ -115,8 +116,10 @@ def as_given(path: str) -> str:
 def keep(key: str, options: Sequence[Any] | None = None) -> None:
     """Give a widget back the value it had on another page, if it still is an option."""
     state, kept = st.session_state, f"kept_{key}"
-    if state["turned"] and kept in state and (options is None or state[kept] in options):
-        state[key] = state[kept]
+    if kept in state["restoring"]:
+        state["restoring"].discard(kept)  # once: a fragment runs again without its page
+        if options is None or state[kept] in options:
+            state[key] = state[kept]
 
 
 def remember(key: str) -> None:
@@ -142,13 +145,23 @@ def choose(
 
 
 def pick_from(
-    label: str, key: str, options: Sequence[Option], shown: Callable[[Option], str] = str
+    label: str,
+    key: str,
+    options: Sequence[Option],
+    shown: Callable[[Option], str] = str,
+    default: Option | None = None,
 ) -> Option:
     """One of many options, in the URL as `key` and remembered on other pages."""
     keep(key, options)
-    chosen = st.selectbox(label, options, key=key, format_func=shown, bind="query-params")
+    first = 0 if default is None else options.index(default)
+    chosen = st.selectbox(label, options, first, key=key, format_func=shown, bind="query-params")
     remember(key)
-    return chosen if chosen in options else options[0]
+    return chosen if chosen in options else options[first]
+
+
+def put(key: str, option: str) -> None:
+    """Choose an option of `choose` or `pick_from` in a callback."""
+    st.session_state[key] = st.session_state[f"kept_{key}"] = option
 
 
 def number(label: str, key: str, low: int, high: int, default: int) -> int:

@@ -26,6 +26,7 @@ def token_strip(
     scale: Scale,
     selected: int,
     quantity: str,
+    key: str = "strip",
 ) -> int | None:
     """Draw the strip.
 
@@ -36,6 +37,7 @@ def token_strip(
         scale: what the colours mean.
         selected: position that is marked.
         quantity: one word for the value, for those who hear it.
+        key: of this strip, where a page has several.
 
     Returns:
         The position that was just clicked, if one was.
@@ -50,5 +52,5 @@ def token_strip(
         "selected": selected,
         "tokens": strip_tokens(tokens, values, special, scale, quantity),
     }
-    picked = _strip(key="strip", data=data, on_picked_change=lambda: None).picked
+    picked = _strip(key=key, data=data, on_picked_change=lambda: None).picked
     return None if picked is None else int(picked)

@@ -89,9 +89,7 @@ def _hover(result: Alignment, what: str) -> np.ndarray | None:
 
 
 def _soft(result: Alignment, what: str) -> go.Scatter:
-    soft = result.soft_index
-    if what in SECOND and result.second_soft is not None:
-        soft = result.second_soft[SECOND.index(what)]
+    soft = result.soft(what)[0]
     return go.Scatter(
         x=np.arange(len(soft)),
         y=float32(soft),

@@ -20,6 +20,7 @@ from engram_probes.figures.style import (
 )
 
 SIDE = 760  # pixels of a square pattern
+SHARES = {"colorscale": SEQUENTIAL, "zmin": 0, "zmax": 1}
 IN_WORDS = {**SCORES, REPEATED: "induction on repeated random tokens"}
 
 
@@ -95,27 +96,35 @@ def pattern_figure(result: AttentionPatterns, layer: int, head: int) -> go.Figur
     """Of one head of a single text: a row a query, a column a key."""
     assert result.pattern is not None
     values = result.pattern[layer, head]
-    shown = np.where(np.tri(len(values), dtype=bool), values, np.nan)
-    figure = go.Figure(
-        go.Heatmap(
-            z=float32(shown),
-            x=list(range(len(values))),
-            y=list(range(len(values))),
-            colorscale=SEQUENTIAL,
-            zmin=0,
-            zmax=1,
-            colorbar={"title": {"text": "attention"}},
-            hovertemplate="from %{y} to %{x}: %{z:.3f}<extra></extra>",
-        )
-    )
-    keys, queries = token_axis(result.tokens), token_axis(result.tokens)
-    figure.update_xaxes({**keys, "title": {"text": "key (token looked at)"}})
-    figure.update_yaxes({**queries, "title": {"text": "query (token that looks)"}, "tickangle": 0})
-    figure.update_yaxes(range=[len(values) - 0.5, -0.5])
     name = f"head {head} of layer {result.layers[layer]}"
     first, before = values[1:, 0].mean(), np.diagonal(values, -1).mean()
     alt = (
         f"Attention pattern of {name}, {len(values)} queries by {len(values)} keys: to position 0 "
         f"{first:.2f}, to the token before {before:.2f}."
     )
+    figure = square(values, result.tokens, SHARES, "attention")
     return finish(figure, f"Attention of {name}", alt, SIDE)
+
+
+def square(
+    values: np.ndarray, tokens: tuple[str, ...], scale: dict, what: str, block: int = 1
+) -> go.Figure:
+    """A pattern [query, key], first query on top, on axes of positions; each cell is of `block`
+    tokens a side."""
+    start = (block - 1) / 2
+    figure = go.Figure(
+        go.Heatmap(
+            z=float32(np.where(np.tri(len(values), dtype=bool), values, np.nan)),
+            x=(start + block * np.arange(len(values))).tolist(),
+            y=(start + block * np.arange(len(values))).tolist(),
+            colorbar={"title": {"text": what}},
+            hovertemplate="from %{y} to %{x}: %{z:.3f}<extra></extra>",
+            **scale,
+        )
+    )
+    end = block * len(values) - 0.5
+    of_block = f", {block} to a cell" if block > 1 else ""
+    keys = {"title": {"text": f"key (token looked at{of_block})"}, "range": [-0.5, end]}
+    queries = {"title": {"text": f"query (token that looks{of_block})"}, "range": [end, -0.5]}
+    figure.update_xaxes({**token_axis(tokens), **keys})
+    return figure.update_yaxes({**token_axis(tokens), **queries, "tickangle": 0})

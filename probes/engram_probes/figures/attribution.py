@@ -7,31 +7,55 @@ from engram_probes.attribution import PARTS, Attribution
 from engram_probes.figures.style import CATEGORICAL, escaped, finish
 
 COLOURS = {
-    "embed": "#999999",
+    "embed": "#AAAAAA",
     "attention": CATEGORICAL[0],
     "mlp": CATEGORICAL[2],
     "memory": CATEGORICAL[1],
-    "bias": "#666666",
-    "remainder": "#222222",
+    "bias": "#8A8A8A",
+    "remainder": "#777777",
 }
+INTERVAL = "#777777"  # legible on white and on black
 BAR = 22  # pixels
+SEEN = 0.005  # of a remainder that is more than rounding
 
 
-def attribution_figure(result: Attribution, most: int) -> go.Figure:
-    """Bars of contributions, oldest on top; thin lines: what random rows would add."""
-    kept, rest = _kept(result, most)
+def attribution_figure(result: Attribution, most: int, part: str | None = None) -> go.Figure:
+    """Bars of contributions, of one part or all, oldest on top; thin lines: what random rows would
+    add."""
+    kept, rest = _kept(result, most, part)
     names = [result.components[i] for i in kept]
     figure = go.Figure()
-    for part in dict.fromkeys(result.parts):
-        rows = [row for row, i in enumerate(kept) if result.parts[i] == part]
+    for each in dict.fromkeys(result.parts):
+        rows = [row for row, i in enumerate(kept) if result.parts[i] == each]
         if rows:
             values = [float(result.contribution[kept[row]]) for row in rows]
-            figure.add_trace(_bars(values, rows, [names[row] for row in rows], part))
+            figure.add_trace(_bars(values, rows, [names[row] for row in rows], each))
     if len(rest):
         names.append(f"{len(rest)} smaller ones")
         other = [float(result.contribution[rest].sum())]
         figure.add_trace(_bars(other, [len(kept)], names[-1:], None))
     _add_random(figure, result, kept)
+    alt = f"Bar chart of {len(names)} components of a logit. {result.summary()} {_largest(result)}"
+    return _finished(figure, names, _title(result), alt)
+
+
+def parts_figure(result: Attribution) -> go.Figure:
+    """A bar for each part of the model."""
+    sums = {
+        part: value
+        for part, value in result.by_part().items()
+        if part != "remainder" or abs(value) > SEEN
+    }
+    figure = go.Figure()
+    names = [PARTS[part] for part in sums]
+    for row, (part, value) in enumerate(sums.items()):
+        figure.add_trace(_bars([value], [row], [names[row]], part))
+    figure.update_layout(showlegend=False)
+    said = ", ".join(f"{PARTS[part]} {value:+.2f}" for part, value in sums.items())
+    return _finished(figure, names, _title(result), f"Bar chart of the parts of a logit: {said}.")
+
+
+def _finished(figure: go.Figure, names: list[str], title: str, alt: str) -> go.Figure:
     figure.update_xaxes(title={"text": "contribution (logits)"}, zerolinecolor="#555555")
     figure.update_yaxes(
         tickvals=list(range(len(names))),
@@ -40,14 +64,15 @@ def attribution_figure(result: Attribution, most: int) -> go.Figure:
         automargin=True,
     )
     figure.update_layout(barmode="overlay")
-    return finish(figure, _title(result), _alt(result, len(names)), 170 + BAR * len(names))
+    return finish(figure, title, alt, 170 + BAR * len(names))
 
 
-def _kept(result: Attribution, most: int) -> tuple[np.ndarray, np.ndarray]:
+def _kept(result: Attribution, most: int, part: str | None) -> tuple[np.ndarray, np.ndarray]:
     """Components that have a bar, in their order, and the smallest, which share the last one."""
-    order = np.argsort(-np.abs(result.contribution), kind="stable")
+    of = np.flatnonzero([part in (None, each) for each in result.parts])
+    order = of[np.argsort(-np.abs(result.contribution[of]), kind="stable")]
     if len(order) <= most:
-        return np.arange(len(order)), order[:0]
+        return of, order[:0]
     return np.sort(order[: most - 1]), order[most - 1 :]
 
 
@@ -78,7 +103,7 @@ def _add_random(figure: go.Figure, result: Attribution, kept: np.ndarray) -> Non
                 y=y,
                 mode="lines",
                 name="rows drawn at random, 95%",
-                line={"color": "#222222", "width": 2},
+                line={"color": INTERVAL, "width": 2},
                 hovertemplate="a random row: %{x:.3f} logits<extra></extra>",
             )
         )
@@ -91,9 +116,9 @@ def _title(result: Attribution) -> str:
     return f"Logit of {of} after “{escaped(result.tokens[-1])}”: {result.logit:.2f}"
 
 
-def _alt(result: Attribution, bars: int) -> str:
+def _largest(result: Attribution) -> str:
     largest = int(np.argmax(np.abs(result.contribution)))
     return (
-        f"Bar chart of {bars} components of a logit. {result.summary()} The largest contribution "
-        f"is {result.components[largest]}: {result.contribution[largest]:+.2f}."
+        f"The largest contribution is {result.components[largest]}: "
+        f"{result.contribution[largest]:+.2f}."
     )

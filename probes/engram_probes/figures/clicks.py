@@ -13,12 +13,25 @@ MOST_CELLS = 20_000
 
 
 def clickable(figure: go.Figure) -> int | None:
-    """Cover the first heatmap with markers; number of its columns, None: too many cells."""
-    heatmap = next(trace for trace in figure.data if trace.type == "heatmap")
+    """Cover heatmaps with markers: the first, and others of its shape, whose cells are the same.
+
+    Returns:
+        Number of their columns; None: too many cells.
+    """
+    heatmaps = [trace for trace in figure.data if trace.type == "heatmap"]
+    rows, columns = np.shape(heatmaps[0].z)
+    alike = [trace for trace in heatmaps if np.shape(trace.z) == (rows, columns)]
+    if rows * columns * len(alike) > MOST_CELLS:
+        return None
+    for heatmap in alike:
+        _cover(figure, heatmap)
+    figure.update_layout(hoverdistance=-1, clickmode="event+select", dragmode="pan")
+    return columns
+
+
+def _cover(figure: go.Figure, heatmap: go.Heatmap) -> None:
     z = np.asarray(heatmap.z, dtype=float)
     rows, columns = z.shape
-    if z.size > MOST_CELLS:
-        return None
     x = np.arange(columns) if heatmap.x is None else np.asarray(heatmap.x)
     y = np.arange(rows) if heatmap.y is None else np.asarray(heatmap.y)
     own = None if heatmap.customdata is None else np.asarray(heatmap.customdata, dtype=object)
@@ -45,8 +58,6 @@ def clickable(figure: go.Figure) -> int | None:
     for axis, places in ((_axis(figure, "x", heatmap), x), (_axis(figure, "y", heatmap), y)):
         if axis.range is None and axis.autorange != "reversed":
             axis.range = [float(places[0]) - half, float(places[-1]) + half]
-    figure.update_layout(hoverdistance=-1, clickmode="event+select", dragmode="pan")
-    return columns
 
 
 def _axis(figure: go.Figure, letter: str, heatmap: Any) -> Any:

@@ -9,19 +9,10 @@ from plotly.subplots import make_subplots
 from engram_probes.figures.curves import DEPTH_TITLE, add_curve, mark_memory
 from engram_probes.figures.style import (
     CATEGORICAL,
-    SEQUENTIAL,
-    escaped,
     finish,
-    float32,
-    heatmap_height,
-    layer_axis,
-    token_axis,
 )
 from engram_probes.lens import METRICS, LogitLens
 from engram_probes.lens_difference import LensDifference, lens_names
-
-CELL_TEXT = 600  # cells above which the tokens no longer fit into a grid
-REVERSED = ("entropy", "js", "kl", "kl_reverse", "log_rank")  # in a grid, bright means sure
 
 
 def curve_figure(lenses: Sequence[LogitLens], what: str) -> go.Figure:
@@ -63,42 +54,6 @@ def strata_figure(lens: LogitLens, what: str) -> go.Figure:
     described = "; ".join(_described(stratum, mean, unit) for stratum, _, mean, *_ in curves)
     title = _titled(f"{name}, by {lens.by} of the next token", lens.lens == "tuned")
     return finish(figure, title, f"Line chart of {title} by depth. {described}.")
-
-
-def grid_figure(lens: LogitLens, what: str, values: np.ndarray) -> go.Figure:
-    """Depth by position; colour: one quantity; text: the likeliest next token there."""
-    unit, name = METRICS.get(what, ("probability", "Probability of the top token"))
-    texts = np.array([[escaped(t) for t in row] for row in lens.top1_texts or ()], dtype=object)
-    fits = values.size <= CELL_TEXT
-    usual = values[:, ~np.asarray(lens.special)]  # the colours are for ordinary tokens
-    finite = usual[np.isfinite(usual)]
-    figure = go.Figure(
-        go.Heatmap(
-            z=float32(values),
-            x=np.arange(values.shape[1]),
-            y=np.arange(values.shape[0]),
-            text=texts,
-            customdata=np.tile([escaped(t) for t in lens.tokens or ()], (len(values), 1)),
-            texttemplate="%{text}" if fits else None,
-            textfont={"size": 10},
-            hovertemplate="after %{customdata} (position %{x}), %{y} blocks<br>top token %{text}"
-            f"<br>{what} %{{z:.3f}}<extra></extra>",
-            colorscale=SEQUENTIAL,
-            reversescale=what in REVERSED,
-            zmin=float(finite.min(initial=0)),
-            zmax=float(finite.max(initial=0)) or 1.0,
-            colorbar={"title": {"text": unit}},
-        )
-    )
-    figure.update_xaxes(**token_axis(lens.tokens or ()))
-    figure.update_yaxes(**layer_axis(range(len(values)), DEPTH_TITLE))
-    alt = (
-        f"Grid of {len(values)} depths by {values.shape[1]} tokens, coloured by {name} ({unit}), "
-        f"with the likeliest next token in each cell. {lens.summary()}"
-    )
-    name = _titled(name, lens.lens == "tuned")
-    title = f"{name}; in the cells the likeliest next token"
-    return finish(figure, title, alt, heatmap_height(len(values)))
 
 
 def difference_figure(result: LensDifference, what: str) -> go.Figure:

@@ -3,9 +3,11 @@
 import numpy as np
 import plotly.graph_objects as go
 
+from engram_model.errors import UsageError
 from engram_probes.figures.curves import add_curve
 from engram_probes.figures.style import (
     CATEGORICAL,
+    MOST_LABELS,
     SEQUENTIAL,
     finish,
     float32,
@@ -129,6 +131,46 @@ def text_figure(result: ExpertRouting, change: int) -> go.Figure:
     return finish(figure, title, alt, heatmap_height(len(result.layers)))
 
 
+def experts_figure(result: ExpertRouting, change: int) -> go.Figure:
+    """Of a single text the expert with the most weight, [layer, position]; all on hover."""
+    if result.expert_ids is None or result.expert_weights is None:
+        raise UsageError("experts: only of a single text; this result is of several")
+    ids, weights = result.expert_ids[0], result.expert_weights[0]
+    first = weights.argmax(-1)[..., None]
+    top = np.take_along_axis(ids, first, -1)[..., 0]
+    figure = _heatmap(weights.max(-1), range(top.shape[1]), "its weight")
+    figure.update_traces(
+        customdata=_in_words(result, change),
+        hovertemplate="%{customdata}<extra></extra>",
+    )
+    if top.shape[1] <= MOST_LABELS:
+        figure.update_traces(text=top, texttemplate="%{text}")
+    figure.update_xaxes(token_axis(result.tokens))
+    figure.update_yaxes(layer_axis(result.layers, "layer"))
+    place, position = np.unravel_index(weights.max(-1).argmax(), top.shape)
+    alt = (
+        f"Heatmap of the expert with the most weight for each of {top.shape[1]} tokens by layer, "
+        f"with the memory; the largest weight is {weights.max():.2f}, of expert "
+        f"{top[place, position]} of layer {result.layers[place]} at position {position}."
+    )
+    title = "Expert with the most weight for each token"
+    return finish(figure, title, alt, heatmap_height(len(result.layers)))
+
+
+def _in_words(result: ExpertRouting, change: int) -> list[list[str]]:
+    """What is said of each cell when it is pointed at, [layer][position]."""
+
+    def told(place: int, position: int) -> str:
+        lines = [f"experts (weight): {result.chosen_by(0, place, position)}"]
+        if result.changes:
+            name = NAMES.get(result.changes[change], result.changes[change])
+            lines.append(f"{name}: {result.chosen_by(1 + change, place, position)}")
+        return "<br>".join(lines)
+
+    places, positions = range(len(result.layers)), range(len(result.tokens))
+    return [[told(place, position) for position in positions] for place in places]
+
+
 def _heatmap(values: np.ndarray, columns, title: str) -> go.Figure:
     figure = go.Figure(
         go.Heatmap(
@@ -156,4 +198,5 @@ FIGURES = {
     "load": load_figure,
     "information": information_figure,
     "text": text_figure,
+    "experts": experts_figure,
 }

@@ -52,13 +52,18 @@ def transparent(colour: str, opacity: float) -> str:
     return f"rgba({red},{green},{blue},{opacity})"
 
 
-def token_axis(tokens: tuple[str, ...]) -> dict:
-    """Numeric axis of positions labelled by their tokens; by numbers alone where there are many."""
-    axis = {"title": {"text": "position (token)"}, "range": [-0.5, len(tokens) - 0.5]}
+def token_axis(tokens: Sequence[str], start: int = 0) -> dict:
+    """Numeric axis of positions labelled by their tokens; by numbers alone where there are many.
+
+    start: position of the first token.
+    """
+    stop = start + len(tokens)
+    axis = {"title": {"text": "position (token)"}, "range": [start - 0.5, stop - 0.5]}
     if len(tokens) > MOST_LABELS:
         return {**axis, "title": {"text": "position"}}
     labels = [escaped(token) for token in tokens]
-    return {**axis, "tickvals": list(range(len(tokens))), "ticktext": labels, "tickangle": -60}
+    places = list(range(start, stop))
+    return {**axis, "tickvals": places, "ticktext": labels, "tickangle": -60}
 
 
 def escaped(text: str) -> str:

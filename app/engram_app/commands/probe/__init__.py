@@ -7,6 +7,7 @@ from engram_app.commands.probe.attribute import attribute
 from engram_app.commands.probe.cka import cka
 from engram_app.commands.probe.edit import edit
 from engram_app.commands.probe.gates import gates
+from engram_app.commands.probe.heads import heads
 from engram_app.commands.probe.intervene import intervene
 from engram_app.commands.probe.lens import lens
 from engram_app.commands.probe.linear import linear
@@ -22,8 +23,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 COMMANDS = (
-    gates, lens, cka, attention, routing, attribute, patch, edit, suppress, intervene, slots, rows,
-    linear,
+    gates, lens, cka, attention, heads, routing, attribute, patch, edit, suppress, intervene,
+    slots, rows, linear,
 )  # fmt: skip
 for command in COMMANDS:
     app.command()(command)

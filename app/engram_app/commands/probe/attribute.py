@@ -19,6 +19,12 @@ def attribute(
     against: Annotated[
         str | None, typer.Option(help="A second token, whose logit is subtracted.")
     ] = None,
+    position: Annotated[
+        int | None,
+        typer.Option(
+            min=0, help="After which token of the text, 0 being <bos>. Without: the last."
+        ),
+    ] = None,
     heads: Annotated[bool, typer.Option("--heads", help="Attention by its heads.")] = False,
     draws: Annotated[int, typer.Option(min=1, help="Random rows for each row looked up.")] = 1000,
     out: Out = None,
@@ -31,7 +37,15 @@ def attribute(
 
     model, tokenizer = open_model(checkpoint)
     result = attribution(
-        model, tokenizer, text, target, against, heads=heads, draws=draws, seed=seed
+        model,
+        tokenizer,
+        text,
+        target,
+        against,
+        position=position,
+        heads=heads,
+        draws=draws,
+        seed=seed,
     )
     result = result.with_provenance(command=command_line())
     show(result, _rows(result), as_json, out)

@@ -138,15 +138,15 @@ def numbers(option: str, text: str | None) -> list[int] | None:
         raise UsageError(f"{option} {text}: give whole numbers with commas between") from None
 
 
-def slots_of(text: str | None) -> list[int] | dict[int, list[int]] | None:
+def slots_of(text: str | None, option: str = "--slots") -> list[int] | dict[int, list[int]] | None:
     """`12,45`, rows of the one layer; or `1:12,1:45`, each with its layer."""
     if text is None or ":" not in text:
-        return numbers("--slots", text)
+        return numbers(option, text)
     found: dict[int, list[int]] = {}
     for pair in text.split(","):
         layer, colon, row = pair.partition(":")
         if not colon:
-            raise UsageError(f"--slots {text}: {pair} has no layer; write LAYER:ROW")
-        [number], [slot] = numbers("--slots", layer) or [], numbers("--slots", row) or []
+            raise UsageError(f"{option} {text}: {pair} has no layer; write LAYER:ROW")
+        [number], [slot] = numbers(option, layer) or [], numbers(option, row) or []
         found.setdefault(number, []).append(slot)
     return found

@@ -23,6 +23,7 @@ from engram_app.commands.probe.common import (
 from engram_app.console import number, progress
 from engram_app.opening import open_model
 from engram_model.checkpoint import find_checkpoint
+from engram_model.errors import UsageError
 
 
 def lens(
@@ -44,27 +45,36 @@ def lens(
         list[Path] | None,
         typer.Option(metavar="DIR", help="Through the tuned lens in DIR, one for each model."),
     ] = None,
+    without_memory: Annotated[
+        bool, typer.Option("--without-memory", help="Beside itself with its memory zeroed.")
+    ] = False,
     seed: Seed = 0,
     as_json: Json = False,
 ) -> None:
     """What each depth of the model would predict: when is the prediction settled?
 
     With --twin DIR holds this model's lens, and in DIR/twin and DIR/difference the other's and
-    their difference. `engram tune-lens` trains a tuned lens.
+    their difference; with --without-memory in DIR/without_memory and DIR/difference. `engram
+    tune-lens` trains a tuned lens.
     """
     from engram_probes import TunedLens
 
     check(out)
+    if twin and without_memory:
+        raise UsageError("give --twin or --without-memory: a difference is of two lenses")
     given = [TunedLens.load(folder) for folder in translators or []]
     texts, corpus = texts_of(text, data, documents)
     lenses: list[Any] = []
-    for name in [checkpoint, *([twin] if twin else [])]:
+    second = "without_memory" if without_memory else "twin"
+    others = [(checkpoint, True)] if without_memory else [(twin, False)] if twin else []
+    for name, off in [(checkpoint, False), *others]:
         through = (given or [TunedLens.load(find_checkpoint(name))]) if tuned or given else []
-        lenses.append(_lens(name, texts, number(tokens), topk, by, through, seed))
+        options = {"topk": topk, "by": by, "seed": seed, "without_memory": off}
+        lenses.append(_lens(name, texts, number(tokens), through, options))
     lenses = [with_origin(found, corpus) for found in lenses]
     results = {"": lenses[0]}
-    if twin:
-        results |= {"twin": lenses[1], "difference": lenses[0].minus(lenses[1], seed)}
+    if others:
+        results |= {second: lenses[1], "difference": lenses[0].minus(lenses[1], seed)}
     found = results.get("difference", lenses[0])
     show(found, _lens_rows(found), as_json, None)
     if out:
@@ -72,23 +82,22 @@ def lens(
             result.save(out / folder)
 
 
-def _lens(name: str, texts: Any, tokens: int, topk: int, by: str | None, through: list, seed: int):
+def _lens(name: str, texts: Any, tokens: int, through: list, options: dict[str, Any]):
     """The lens of a model, through the one of these tuned lenses that is its own."""
     from engram_probes import logit_lens
 
     model, tokenizer = open_model(name)
     own = [lens for lens in through if lens.belongs_to(model)]
-    with progress(f"lens of {name}", "documents") as update:
+    unit = "tokens" if isinstance(texts, str) else "documents"
+    with progress(f"lens of {name}", unit) as update:
         return logit_lens(
             model,
             tokenizer,
             texts,
-            topk=topk,
             max_tokens=tokens,
-            by=by,
             translators=(own or through or [None])[0],
-            seed=seed,
             progress=update,
+            **options,
         )
 
 

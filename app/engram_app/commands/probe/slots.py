@@ -14,6 +14,7 @@ from engram_app.commands.probe.common import (
     index_of,
     plain,
     show,
+    slots_of,
 )
 from engram_app.console import command_line, print_text
 from engram_app.opening import open_model
@@ -32,6 +33,12 @@ def slots(
     ] = None,
     most: Annotated[int, typer.Option(min=0, help="Tenants of a row that are named.")] = 3,
     topk: Annotated[int, typer.Option(min=0, help="Tokens kept of what a row says.")] = 5,
+    ngram: Annotated[
+        str | None, typer.Option(help='Only the rows that an n-gram reads: " Diana, Princess".')
+    ] = None,
+    rows: Annotated[
+        str | None, typer.Option(metavar="[LAYER:]ROW,...", help="Only these rows of the table.")
+    ] = None,
     compression: Annotated[
         bool, typer.Option("--compression", help="Which raw tokens share a compressed id.")
     ] = False,
@@ -41,16 +48,20 @@ def slots(
     """Which rows a text reads, what they say, who else hashes there; how a corpus uses the rows.
 
     With --text and a corpus DIR holds the trace of the text, and DIR/load the use of the rows.
-    With --compression it holds which raw tokens no row can tell apart.
+    With --ngram or --rows it holds these rows alone: how long, what they say, who reads them. With
+    --compression it holds which raw tokens no row can tell apart.
     """
     check(out)
-    if compression and text is not None:
-        raise UsageError("--compression is about all tokens; leave out --text")
-    if not compression and text is None and data is None and index is None:
+    asked = {"--text": text, "--ngram": ngram, "--rows": rows, "--compression": compression or None}
+    given = [name for name, value in asked.items() if value is not None]
+    if len(given) > 1:
+        raise UsageError(f"{' and '.join(given)}: give one of them")
+    if not given and data is None and index is None:
         raise UsageError(
-            "give --text, a corpus with --data, the index of one with --index, or --compression"
+            f"give one of {', '.join(asked)}, a corpus with --data, or the index of one with "
+            "--index"
         )
-    from engram_probes import audit_compression, inspect_slots, row_load
+    from engram_probes import audit_compression, inspect_rows, inspect_slots, row_load
     from engram_probes.memory_tables import tables_of
 
     model, tokenizer = open_model(checkpoint)
@@ -62,6 +73,19 @@ def slots(
             audit = audit.with_provenance(corpus=found.corpus)
         shared = audit.to_frame()[audit.raw_tokens > 1]
         show(audit.with_provenance(command=command_line()), _frame_rows(shared), as_json, out)
+        return
+    if ngram is not None or rows is not None:
+        inspected = inspect_rows(
+            model,
+            tokenizer,
+            slots_of(rows, "--rows"),
+            ngram=ngram,
+            corpus=found,
+            most=most,
+            topk=topk,
+        )
+        table = _frame_rows(inspected.to_frame())
+        show(inspected.with_provenance(command=command_line()), table, as_json, out)
         return
     load = None if found is None else row_load(found, tokenizer)
     results: dict[str, Any] = {}
@@ -117,4 +141,5 @@ def _joined(values: Any, form: str = "") -> str:
 
 
 def _frame_rows(frame: Any) -> list:
-    return [tuple(frame.columns), *(tuple(row) for row in frame.astype(object).values.tolist())]
+    known = frame.astype(object).where(frame.notna(), None)
+    return [tuple(frame.columns), *(tuple(row) for row in known.values.tolist())]
