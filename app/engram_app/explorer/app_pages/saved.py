@@ -6,13 +6,16 @@ import streamlit as st
 
 from engram_app.explorer import cached
 from engram_app.explorer.opened import Opened
-from engram_app.explorer.page import draw, finding, numbers, origin
+from engram_app.explorer.page import draw, finding, not_here, numbers, origin
 from engram_app.explorer.state import keep, remember
 
 
 def page() -> None:
     st.title("Saved results", anchor=False)
     folders = Opened.now().results
+    if not folders:
+        not_here("No saved result was given: engram explore FOLDER opens those in a folder.")
+        return
     keep("result", folders)
     folder = st.selectbox(
         "Result",
