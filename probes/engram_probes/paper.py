@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from engram_model.errors import CheckpointError
+from engram_probes.records import FAULTS
 
 if TYPE_CHECKING:
     import pandas
@@ -90,5 +91,5 @@ def read_paper_figure(file: Path) -> PaperFigure:
         read: dict[str, Any] = {name: tuple(document.get(name, ())) for name in LISTS}
         read |= {n: np.array(document[n], dtype=float) for n in ARRAYS if n in document}
         return PaperFigure(**{**document, **read})
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (*FAULTS, RecursionError) as error:
         raise CheckpointError(f"{file} holds no figure of the paper: {error}") from error

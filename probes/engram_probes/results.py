@@ -197,7 +197,7 @@ def _read_json(folder: Path, name: str) -> dict[str, Any]:
         raise CheckpointError(
             f"no result in {folder}: it has no {name}; give a folder that save() wrote"
         ) from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{folder / name} cannot be read: {error}") from error
     if not isinstance(document, dict) or document.get("kind") not in KINDS:
         raise CheckpointError(f"{folder / name} is not the result of a probe")

@@ -186,11 +186,12 @@ def compare_tokens(
         if gate is not None and not np.array_equal(gate.token_ids, side.token_ids):
             raise UsageError(f"the gates given for {side.model} are of another text")
     positions = _in_common(first.token_ids, second.token_ids)
+    models = [*origin[0].models, *origin[1].models]
     known = any(gate is not None for gate in gates)
     return TokenComparison(
         provenance=replace(
             origin[0],
-            models=[*origin[0].models, *origin[1].models],
+            models=[m for i, m in enumerate(models) if m not in models[:i]],
             corpus={**origin[0].corpus, "second": origin[1].corpus},
         ),
         names=names or (first.model, second.model),

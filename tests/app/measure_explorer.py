@@ -22,10 +22,10 @@ from browsing import ARGUMENTS, Serving, chromium_path, serving
 from soaking import soak
 from watching import WATCH, begin, took
 
-from engram_app.explorer.pages import there
+from engram_app.explorer.pages import SECTIONS
 from engram_model.checkpoint import find_checkpoint
 
-PAGES = {name: page[0] for pages in there().values() for name, page in pages.items()}
+PAGES = {name: page[0] for pages in SECTIONS.values() for name, page in pages.items()}
 ON_STRIP = "strip().length > 1"
 SWITCHES = (("Quantity", 3), ("Stream", 5), ("Layer", 3))  # of Gates, with the options tried
 PARTS = ("cold", "first_pages", "sentences", "switches", "long_text", "pages")

@@ -4,10 +4,10 @@ import pytest
 from axe_playwright_python.sync_playwright import Axe
 from browsing import settled
 
-from engram_app.explorer.pages import there
+from engram_app.explorer.pages import SECTIONS
 
 pytestmark = pytest.mark.browser
-PAGES = [name for pages in there().values() for name in pages]
+PAGES = [name for pages in SECTIONS.values() for name in pages]
 OPTIONS = {
     "runOnly": ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "best-practice"],
     "resultTypes": ["violations"],

@@ -2,21 +2,22 @@
 
 import pytest
 
+from tests.app.browsing import pressed, settled
+
 pytestmark = pytest.mark.browser
-QUIET = '[data-testid="stApp"][data-test-script-state="notRunning"]'
 SENTENCE = "The Battle of Waterloo was fought in 1815."
 
 
-def settled(page):
+def still(page):
+    """Wait for the run that what was just done begins."""
     page.wait_for_timeout(300)
-    page.wait_for_selector(QUIET)
-    return page
+    return settled(page)
 
 
 def opened(visit, path, theme="light"):
     page = visit(path, theme=theme, height=1500)
     page.wait_for_selector(".js-plotly-plot .heatmaplayer image")
-    return settled(page)
+    return still(page)
 
 
 def cell(page, key, row, column):
@@ -35,11 +36,7 @@ def cell(page, key, row, column):
 
 def click(page, key, row, column):
     page.mouse.click(*cell(page, key, row, column))
-    settled(page)
-
-
-def pressed(page):
-    return page.locator('button.token[aria-pressed="true"]').get_attribute("aria-label")
+    still(page)
 
 
 @pytest.mark.parametrize("theme", ["light", "dark"])
@@ -47,7 +44,7 @@ def test_what_the_memory_does_at_a_depth(visit, shots, theme):
     page = opened(visit, f"/lens?text={SENTENCE}&pos=12", theme)
     page.get_by_role("radio", name="Memory off").click()
     page.get_by_text("engram-mini, memory off").first.wait_for()
-    settled(page)
+    still(page)
     click(page, "lens_grid", 2, 13)  # mouse: after two blocks, at the token 13
     assert pressed(page).startswith("token 13 ")
     assert "pos=13" in page.url and "lens_depth=2" in page.url and "lens_beside" in page.url
@@ -65,14 +62,14 @@ def test_a_cell_from_the_keyboard(visit):
     before = pressed(page)
     page.keyboard.press("ArrowLeft")
     page.keyboard.press("Enter")
-    settled(page)
+    still(page)
     assert pressed(page) != before
     depth = page.get_by_role("combobox", name="Blocks run")
     depth.focus()
     page.keyboard.press("ArrowDown")
     page.keyboard.press("Home")
     page.keyboard.press("Enter")
-    settled(page)
+    still(page)
     assert "lens_depth=" in page.url
 
 
@@ -88,8 +85,8 @@ def test_a_pair_of_layers(visit, shots, theme):
     layer.press("ArrowDown")
     layer.press("ArrowDown")
     layer.press("Enter")
-    settled(page)
+    still(page)
     assert not page.get_by_text("Layer 3 of engram-mini and layer 5 of moe-mini").count()
     page.get_by_role("radio", name="RSA").click()
     page.get_by_text("RSA, 2,955 samples of 496 documents").wait_for()
-    settled(page).screenshot(path=shots / f"alignment-{theme}.png")
+    still(page).screenshot(path=shots / f"alignment-{theme}.png")

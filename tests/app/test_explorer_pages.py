@@ -9,7 +9,7 @@ import pytest
 from explorer_page import TEXT, figures, texts
 
 import engram_app
-from engram_app.explorer.opened import OPENED, Opened, results_in
+from engram_app.explorer.opened import OPENED, Opened
 from engram_model.errors import CheckpointError
 
 
@@ -65,24 +65,6 @@ def test_choices_outlive_a_visit_to_another_page(explorer):
     at.run()
     assert "Score by layer and position" in texts(at)
     assert at.text_area(key="text").value == TEXT
-
-
-def test_saved_results_need_no_model(explorer, pair, tmp_path):
-    import engram_model as em
-    import engram_probes as ep
-
-    gates = ep.gate_map(*em.load(pair / "memory"), TEXT)
-    gates.save(tmp_path / "results" / "gates")
-    folders = results_in(tmp_path)
-    at = explorer(models=(), results=folders)
-    assert at.title[0].value == "Saved results"
-    assert gates.summary() in texts(at) and len(figures(at)) == 1
-
-
-def test_saved_result_that_is_damaged(explorer, tmp_path):
-    (tmp_path / "result.json").write_text("{}")
-    at = explorer(models=(), results=[tmp_path])
-    assert "is not the result of a probe" in at.error[0].value.replace("\\", "")
 
 
 @pytest.mark.parametrize("page", ["overview", "gates", "lens"])

@@ -18,6 +18,7 @@ def test_two_texts_are_compared_and_kept_in_the_url(explorer):
     at = explorer("compare", text=FIRST, compare_what="Two texts", compare_text=SECOND)
     assert at.text_area(key="compare_text").value == SECOND
     assert len(figures(at)) == 3  # tokens, what the memory adds, its gate
+    assert "Here the memory adds" in texts(at)
     assert "first text" in texts(at) and "second text" in texts(at)
 
 

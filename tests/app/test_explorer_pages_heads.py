@@ -1,8 +1,9 @@
 """Heads and experts, and Attribution: well, empty and in error, without a browser."""
 
-import pytest
+import re
 
-from tests.app.explorer_page import TEXT, figures, texts
+import pytest
+from explorer_page import TEXT, figures, texts
 
 
 def test_heads(explorer):
@@ -137,6 +138,16 @@ def test_from_a_component_to_its_page(explorer):
     ways["This memory in Gates"].click().run()
     assert not at.exception and at.title[0].value == "Gates"
     assert at.button_group(key="layer").value == "2" and "position 4" in texts(at)
+
+
+def test_from_a_row_to_slots(explorer, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    at = explorer("attribution", pos="4")
+    at.selectbox(key="attribution_component").set_value("2_engram_order3_head1").run()
+    row = re.search(r"Row ([\d,]+) of layer 2", texts(at))[1].replace(",", "")
+    {button.label: button for button in at.button}["This row in Slots"].click().run()
+    assert not at.exception and at.title[0].value == "Slots"
+    assert at.selectbox(key="slots_chosen").value == (2, int(row))
 
 
 def test_attribution_without_a_memory(explorer):

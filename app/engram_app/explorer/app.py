@@ -6,7 +6,7 @@ import streamlit as st
 
 from engram_app.explorer.opened import Opened
 from engram_app.explorer.page import one_line_errors
-from engram_app.explorer.pages import there
+from engram_app.explorer.pages import SECTIONS
 from engram_app.explorer.state import selection, turn_to
 from engram_app.explorer.style import STYLE
 
@@ -15,7 +15,7 @@ ICON = str(Path(__file__).with_name("icon.svg"))
 
 def navigation() -> dict[str, list]:
     """The pages by section. With nothing but saved results given, these come first."""
-    first = "overview" if Opened.now().models else "saved"
+    first = "overview" if Opened.now().models else "runs"
     return {
         section: [
             st.Page(
@@ -27,7 +27,7 @@ def navigation() -> dict[str, list]:
             )
             for name, (title, icon, about) in pages.items()
         ]
-        for section, pages in there().items()
+        for section, pages in SECTIONS.items()
     }
 
 

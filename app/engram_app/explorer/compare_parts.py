@@ -96,6 +96,11 @@ def next_panels(sides: tuple[Side, Side], result: TokenComparison, at: int) -> N
             said = f"; its surprisal {surprisal:.2f} nats" if np.isfinite(surprisal) else ""
             st.caption(f"After {token}, position {place}{said}")
             next_tokens(one.expected, place, f"next_{index}")
+            if one.gates is not None:
+                added = float(one.gates.values("added")[:, place].mean())
+                gate = float(one.gates.values("gate")[:, place].mean())
+                st.caption(f"Here the memory adds {added:.2f} of the residual, gate {gate:.2f}.")
+                st.caption(plain(one.gates.summary()))
 
 
 def memory(result: TokenComparison) -> None:

@@ -23,6 +23,7 @@ def model_row(path: str) -> dict[str, Any]:
     loss = _loss(card)
     return {
         "model": folder.name,
+        "twin": _twin(folder.name),
         "parameters (M)": _million(card.get("parameters", {}).get("total")),
         "active (M)": _million(card.get("parameters", {}).get("active")),
         "trained on (M tokens)": _million(card.get("training", {}).get("tokens")),
@@ -33,7 +34,6 @@ def model_row(path: str) -> dict[str, Any]:
         "memory in layer": ", ".join(map(str, facts.memory)) or "none",
         "memory rows": sum(memory["rows"] for memory in card.get("memory", [])) or None,
         "experts": facts.experts or None,
-        "twin": _twin(folder.name),
         "note": "" if card else f"{facts.kind}, {facts.bytes / 1e6:.1f} MB of weights",
         "path": path,
     }

@@ -1,8 +1,5 @@
 """The pages by section, in the order of the sidebar. Importing this runs nothing."""
 
-from pathlib import Path
-
-FOLDER = Path(__file__).parent / "app_pages"
 Pages = dict[str, tuple[str, str, str]]  # name of the file -> title, icon, what the page is about
 SECTIONS: dict[str, Pages] = {
     "One text": {
@@ -20,15 +17,6 @@ SECTIONS: dict[str, Pages] = {
     },
     "On disk": {
         "runs": ("Runs", "folder_open", "Saved reports and results, without a model."),
-        "saved": ("Saved results", "folder_open", "Results from a report or engram probe."),
         "models": ("Models", "deployed_code", "Models at hand, and how to open another."),
     },
 }
-
-
-def there() -> dict[str, Pages]:
-    """The pages that this version has."""
-    return {
-        section: {name: page for name, page in pages.items() if (FOLDER / f"{name}.py").exists()}
-        for section, pages in SECTIONS.items()
-    }

@@ -15,7 +15,13 @@ from engram_app.report.write import JSON_FILE as REPORT
 from engram_model.errors import CheckpointError, EngramError
 from engram_probes.paper import PaperFigure, read_paper_figure
 from engram_probes.provenance import Provenance
-from engram_probes.records import Evaluation, RunComparison, TrainingLog, read_training
+from engram_probes.records import (
+    Evaluation,
+    RunComparison,
+    TrainingLog,
+    read_comparison,
+    read_training,
+)
 from engram_probes.results import Result
 from engram_probes.views import views
 
@@ -144,13 +150,21 @@ def _paper(paper: PaperFigure) -> None:
         draw(paper.figure(), f"The paper's figure {paper.number}", "paper", frame=paper.to_frame)
         st.caption(plain(f"{paper.source}; {paper.read}."))
     with right:
-        for index, name in enumerate(paper.ours):
-            path = BUNDLED / name
-            ours = cached.saved(path) if path.is_dir() else READERS["comparison"](path)
-            draw(ours.figure(), f"Ours: {name}", f"ours_{index}", frame=ours.to_frame)
+        if paper.ours:
+            name, ours = _ours(paper.ours)
+            draw(ours.figure(), f"Ours: {name}", "ours", frame=ours.to_frame)
         if not paper.ours:
             st.subheader("Ours", anchor=False)
         st.markdown(plain(paper.ours_says))
+
+
+def _ours(names: tuple[str, ...]) -> tuple[str, Any]:
+    """A result of ours, or several comparisons in one figure."""
+    if (BUNDLED / names[0]).is_dir():
+        return names[0], cached.saved(BUNDLED / names[0])
+    read = [read_comparison(BUNDLED / name) for name in names]
+    rows = [{**one.differences[0], "what": one.name} for one in read]
+    return str(Path(names[0]).parent), RunComparison("a part taken away", "", tuple(rows))
 
 
 def _beside_paper(folder: Path, runs: list[Run]) -> None:

@@ -76,7 +76,7 @@ def add_model(path: str) -> str:
     """
     found = find_model(path)
     added = _added()
-    if found not in added:
+    if found not in (*added, *Opened.now().models, *bundled_models()):
         added.append(found)
     return found
 
@@ -86,16 +86,31 @@ def _added() -> list[str]:
 
 
 def _selector(label: str, key: str, paths: list[Any], default: str | None) -> Any:
-    """Offers names; a name that two checkpoints share comes with its folder."""
+    """Offers names; a name that two checkpoints share comes with its folder.
+
+    In the URL, a checkpoint that only this session knows is its path: a link opens it anew.
+    """
     names = [Path(path).name if path else NONE for path in paths]
-    unique = [
-        name if not path or names.count(name) == 1 else path
+    added = _added()
+    options = {
+        path if path and (names.count(name) > 1 or path in added) else name: path
         for name, path in zip(names, paths, strict=True)
-    ]
-    keep(key, unique)
-    chosen = st.sidebar.selectbox(label, unique, paths.index(default), key=key, bind="query-params")
+    }
+    shown = {
+        option: name if names.count(name) == 1 else option
+        for option, name in zip(options, names, strict=True)
+    }
+    keep(key, list(options))
+    chosen = st.sidebar.selectbox(
+        label,
+        list(options),
+        paths.index(default),
+        key=key,
+        format_func=shown.__getitem__,
+        bind="query-params",
+    )
     remember(key)
-    return paths[unique.index(chosen)] if chosen in unique else default
+    return options.get(chosen, default)
 
 
 def turn_to(page: str) -> None:

@@ -13,7 +13,8 @@ MOST_CELLS = 20_000
 
 
 def clickable(figure: go.Figure) -> int | None:
-    """Cover heatmaps with markers: the first, and others of its shape, whose cells are the same.
+    """Cover heatmaps with markers: the first, and if they are few those of its shape, whose cells
+    are the same.
 
     Returns:
         Number of their columns; None: too many cells.
@@ -21,9 +22,9 @@ def clickable(figure: go.Figure) -> int | None:
     heatmaps = [trace for trace in figure.data if trace.type == "heatmap"]
     rows, columns = np.shape(heatmaps[0].z)
     alike = [trace for trace in heatmaps if np.shape(trace.z) == (rows, columns)]
-    if rows * columns * len(alike) > MOST_CELLS:
+    if rows * columns > MOST_CELLS:
         return None
-    for heatmap in alike:
+    for heatmap in alike if rows * columns * len(alike) <= MOST_CELLS else alike[:1]:
         _cover(figure, heatmap)
     figure.update_layout(hoverdistance=-1, clickmode="event+select", dragmode="pan")
     return columns

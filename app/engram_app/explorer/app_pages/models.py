@@ -77,7 +77,7 @@ def page() -> None:
         + (f" It is compared with {looking.twin_name}." if looking.twin else "")
     )
     rows = [model_row(path) for path in at_hand()]
-    st.dataframe(rows, hide_index=True, alt=f"{len(rows)} models at hand")
+    st.dataframe(rows, hide_index=True, height="content", alt=f"{len(rows)} models at hand")
     st.caption("Losses are those that the cards state, in nats a token, on the texts held out.")
     left, right = st.columns(2, gap="large")
     with left:

@@ -46,11 +46,11 @@ def listed(runs: list[Run]) -> None:
     rows = [
         {
             "name": run.name,
+            "finding": run.finding,
             "kind": run.kind,
             "models": run.models,
             "corpus": run.corpus,
             "date": run.date,
-            "finding": run.finding,
         }
         for run in runs
     ]
@@ -68,7 +68,7 @@ def listed(runs: list[Run]) -> None:
         on_select=clicked,
         selection_mode="single-row",
         alt=f"{len(runs)} runs on disk",
-        column_config={"finding": st.column_config.TextColumn(width="large")},
+        column_config={"finding": st.column_config.TextColumn(width=420)},
     )
 
 

@@ -41,7 +41,7 @@ from engram_probes.slots import SlotTrace, What
 
 WHICH = {"hot": "Read most", "cold": "Read least"}
 RANKED = 10  # rows in the list of the most or least read
-READ = 20_000  # tokens of the corpus that contexts are looked for in
+READ = 10_000  # tokens of the corpus that contexts are looked for in
 LONG = 200  # tokens of a text whose map is drawn on request only
 COLOURS: dict[What, str] = {
     "tenants": "Other n-grams in the row",
