@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 REPORT ?= reports/mini
 
-.PHONY: report explore test lint setup schema notebook screenshot clean
+.PHONY: report explore test lint setup schema notebook screenshot measure clean
 
 setup: $(READY)
 
@@ -20,6 +20,9 @@ report: setup
 
 explore: setup
 	$(BIN)/engram explore $(EXPLORE)
+
+measure: setup
+	$(BIN)/python tests/app/measure_explorer.py $(MEASURE)
 
 lint: setup
 	$(BIN)/ruff check .

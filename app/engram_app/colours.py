@@ -5,6 +5,7 @@ two-sided ramp are those of the figures: orange below, purple above.
 """
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 Rgb = tuple[float, float, float]
 THEMES = ("light", "dark")
@@ -50,13 +51,15 @@ class Scale:
 
     def shades(self, value: float) -> dict[str, list[str]]:
         """theme -> background and text colour."""
-        return {theme: list(shade(theme, self.kind, self.place(value))) for theme in THEMES}
+        place = round(self.place(value), 3)  # finer than eyes see: most tokens share their shade
+        return {theme: list(shade(theme, self.kind, place)) for theme in THEMES}
 
     def gradients(self) -> dict[str, str]:
         """theme -> CSS gradient of the legend."""
         return {t: f"linear-gradient(90deg, {', '.join(RAMPS[t, self.kind])})" for t in THEMES}
 
 
+@lru_cache(maxsize=4096)
 def shade(theme: str, kind: str, place: float) -> tuple[str, str]:
     """Background at a place along a ramp, and black or white on it, whichever reads better.
 

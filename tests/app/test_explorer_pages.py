@@ -1,9 +1,15 @@
 """Every page of the explorer, well and in error, run without a browser."""
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 from explorer_page import TEXT, figures, texts
 
-from engram_app.explorer.opened import Opened
+import engram_app
+from engram_app.explorer.opened import OPENED, Opened
 from engram_model.errors import CheckpointError
 
 
@@ -107,3 +113,28 @@ def test_bundled_results_are_those_of_the_bundled_models():
                 assert weights[model["name"]] == model["weights_sha256"], folder
                 checked.add(model["name"])
     assert {"engram-mini", "moe-mini"} <= checked
+
+
+def test_first_screen_draws_without_figures_or_transformer_lens(pair):
+    """In a process of its own: other tests import them. Streamlit itself imports plotly."""
+    script = """
+import sys
+import streamlit.delta_generator
+before = set(sys.modules)
+from streamlit.testing.v1 import AppTest
+at = AppTest.from_file(sys.argv[1], default_timeout=120)
+at.run()
+assert not at.exception and not at.error and at.title, at
+heavy = ("plotly", "transformer_lens", "matplotlib", "sklearn", "engram_probes.figures")
+print(*(name for name in set(sys.modules) - before if name.startswith(heavy)))
+"""
+    app = Path(engram_app.__file__).parent / "explorer" / "app.py"
+    opened = Opened([str(pair / "memory")], []).to_json()
+    done = subprocess.run(
+        [sys.executable, "-c", script, str(app)],
+        env={**os.environ, OPENED: opened},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert not done.stdout.strip()

@@ -8,7 +8,7 @@ from engram_app.explorer.opened import OPENED, Opened
 from engram_model.errors import UsageError
 
 HOST = "127.0.0.1"
-INK, PAPER = "#1B1F24", "#FFFFFF"
+INK, PAPER = "#12161B", "#FFFFFF"
 NIGHT, CHALK = "#11151B", "#E8EBEF"
 THEME = {
     "light": {
