@@ -64,10 +64,12 @@ def test_pages_that_do_not_apply_say_why(explorer):
 
 def test_ones_own_is_opened_by_path_and_by_link(explorer, own):
     at = typed(explorer, own)
-    assert not at.error and at.sidebar.selectbox(key="model").value == "own"
+    assert not at.error and at.sidebar.selectbox(key="model").value == str(own)
     assert "own is open" in texts(at)
     at = typed(explorer, own, "Compare with it")
-    assert at.sidebar.selectbox(key="twin").value == "own"
+    assert at.sidebar.selectbox(key="twin").value == str(own)
+    at = explorer("models", model=str(own))
+    assert "own is open" in texts(at)
 
 
 def test_a_model_of_transformers_is_opened(explorer, foreign):

@@ -85,29 +85,23 @@ def _added() -> list[str]:
     return st.session_state.setdefault("models_added", [])
 
 
-def _selector(label: str, key: str, paths: list[Any], default: str | None) -> Any:
-    """Offers names; a name that two checkpoints share comes with its folder.
+def as_option(path: str, paths: list[Any]) -> str:
+    """How a checkpoint stands in the URL: its name, or its path where the name is not enough.
 
-    In the URL, a checkpoint that only this session knows is its path: a link opens it anew.
+    A link to one that only this session knows opens it anew.
     """
-    names = [Path(path).name if path else NONE for path in paths]
-    added = _added()
-    options = {
-        path if path and (names.count(name) > 1 or path in added) else name: path
-        for name, path in zip(names, paths, strict=True)
-    }
-    shown = {
-        option: name if names.count(name) == 1 else option
-        for option, name in zip(options, names, strict=True)
-    }
-    keep(key, list(options))
+    name = Path(path).name
+    known = [Path(one).name for one in paths if one].count(name) == 1 and path not in _added()
+    return name if known else path
+
+
+def _selector(label: str, key: str, paths: list[Any], default: str | None) -> Any:
+    """Offers the checkpoints as they stand in the URL."""
+    options = {as_option(path, paths) if path else NONE: path for path in paths}
+    offered = list(options)
+    keep(key, offered)
     chosen = st.sidebar.selectbox(
-        label,
-        list(options),
-        paths.index(default),
-        key=key,
-        format_func=shown.__getitem__,
-        bind="query-params",
+        label, offered, paths.index(default), key=key, bind="query-params"
     )
     remember(key)
     return options.get(chosen, default)

@@ -7,7 +7,7 @@ import streamlit as st
 from engram_app.explorer.models_parts import applying, model_row
 from engram_app.explorer.opened import LONGEST_PATH, Opened, bundled_models, find_model
 from engram_app.explorer.page import finding, numbers, plain
-from engram_app.explorer.state import add_model, as_given, choose_models
+from engram_app.explorer.state import add_model, as_given, as_option, choose_models
 from engram_app.local_models import look
 from engram_model.errors import EngramError
 
@@ -60,9 +60,7 @@ def _open(key: str) -> None:
     except (EngramError, OSError, RuntimeError, ValueError) as error:
         st.session_state[REFUSED] = " ".join(str(error).split())[:300]
         return
-    names = [Path(one).name for one in at_hand()]
-    name = Path(found).name
-    st.session_state[key] = name if names.count(name) == 1 else found
+    st.session_state[key] = as_option(found, at_hand())
 
 
 def page() -> None:
