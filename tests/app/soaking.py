@@ -103,7 +103,7 @@ class Wanderer:
         return await self._one_of("button.token")
 
     async def option(self) -> bool:
-        return await self._one_of('section.stMain [data-testid="stButtonGroup"] button')
+        return await self._one_of('[data-testid="stMain"] [data-testid="stButtonGroup"] button')
 
     async def sentence(self) -> bool:
         box = self.page.get_by_label("Text to read", exact=True)

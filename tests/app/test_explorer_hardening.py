@@ -72,5 +72,5 @@ def test_model_in_the_link_that_brings_its_own_code(visit, tmp_path):
     classes = '{"AutoConfig": "evil.Config", "AutoModelForCausalLM": "evil.Model"}'
     (tmp_path / "config.json").write_text(f'{{"model_type": "evil", "auto_map": {classes}}}')
     page = visit(f"/?model={tmp_path}")
-    page.get_by_role("alert").wait_for()
+    page.get_by_role("alert").first.wait_for()
     assert one_line(page) and not (tmp_path / "ran").exists()

@@ -68,6 +68,8 @@ def test_ones_own_is_opened_by_path_and_by_link(explorer, own):
     assert "own is open" in texts(at)
     at = typed(explorer, own, "Compare with it")
     assert at.sidebar.selectbox(key="twin").value == str(own)
+    at = explorer("models", model=str(own))
+    assert "own is open" in texts(at)
 
 
 def test_a_model_of_transformers_is_opened(explorer, foreign):

@@ -13,6 +13,7 @@ import streamlit as st
 
 from engram_app.examples import examples
 from engram_app.explorer.opened import Opened, bundled_models, check_model, find_model
+from engram_app.explorer.page import one_line_errors
 from engram_app.local_models import look
 from engram_model.checkpoint import bundled_checkpoints
 
@@ -60,7 +61,8 @@ def choose_models() -> Looking:
     for key in ("model", "twin"):
         asked = st.query_params.get(key, "")
         if "/" in asked and asked not in _added():
-            select_model(asked, key)
+            with one_line_errors():  # and go on with what is at hand
+                select_model(asked, key)
     models = models_at_hand()
     path = _selector("Model", "model", models, models[0])
     first = opened[1] if len(opened) > 1 else None
