@@ -8,7 +8,7 @@ from engram_app.explorer.opened import Opened
 from engram_app.explorer.page import one_line_errors
 from engram_app.explorer.pages import SECTIONS
 from engram_app.explorer.state import selection, turn_to
-from engram_app.explorer.style import STYLE
+from engram_app.explorer.style import NIGHT_STYLE, STYLE
 
 ICON = str(Path(__file__).with_name("icon.svg"))
 
@@ -34,6 +34,8 @@ def navigation() -> dict[str, list]:
 st.set_page_config("Engram explorer", ICON, layout="wide")
 st.logo(ICON, size="large")
 st.html(STYLE)
+if st.context.theme.type == "dark":
+    st.html(NIGHT_STYLE)
 with one_line_errors():
     page = st.navigation(navigation(), expanded=True)
     turn_to(page.title)

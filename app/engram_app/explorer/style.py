@@ -7,3 +7,8 @@ STYLE = """<style>
 h1 { letter-spacing: -0.015em; }
 @media (prefers-reduced-motion: reduce) { * { transition: none !important; } }
 </style>"""
+
+NIGHT_STYLE = """<style>
+button[kind^="primary"] p, button[kind^="primary"] [data-testid="stIconMaterial"] {
+  color: #11151B; }
+</style>"""  # on the light blue of the dark theme white could not be read
