@@ -720,4 +720,4 @@ def test_any_causal_model_can_be_looked_at(engram, tokenizer, tmp_path):
     assert out.splitlines()[1].split("\t")[1:3] == ["kl memory", "kl gpt"]
     (tmp_path / "gpt" / "model.safetensors").write_bytes(b"")
     code, _, err = engram(*words)
-    assert code == 3 and "cannot be opened" in err.splitlines()[-1]
+    assert code == 3 and "is damaged: its header cannot be read" in err.splitlines()[-1]

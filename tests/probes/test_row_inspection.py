@@ -28,9 +28,9 @@ def test_tenants_are_the_index_own(rows_of_ngram, slot_index):
     found = rows_of_ngram
     for row, layer in enumerate(found.layers):
         order, head = found.orders[row], found.heads[row]
-        found = slot_index.tenants(layer, order, head, int(found.slots[row]))
+        tenants = slot_index.tenants(layer, order, head, int(found.slots[row]))
         kept = found.tenant_counts[row]
-        assert kept[kept > 0].tolist() == found.counts[:3].tolist()
+        assert kept[kept > 0].tolist() == tenants.counts[:3].tolist()
         own = found.own_tenant[row]
         assert own == -1 or kept[own] == found.own_reads[row]
     frame = found.tenants_frame()

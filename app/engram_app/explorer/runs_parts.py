@@ -183,7 +183,8 @@ def _beside_paper(folder: Path, runs: list[Run]) -> None:
 
 
 def _turn_to(path: str) -> None:
-    st.session_state["run"] = path
+    """Open a run, which the words searched for may leave out."""
+    st.session_state.update(run=path, runs_words="", runs_kind="all")
 
 
 def _said(command: str, *facts: str) -> None:
