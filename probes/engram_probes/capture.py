@@ -15,8 +15,7 @@ from torch import Tensor, nn
 from engram_model.errors import UsageError
 from engram_model.memories import Memory, Tap, memories_of, text_config
 from engram_probes.provenance import model_name
-from engram_probes.text import encode as encode
-from engram_probes.text import with_bos as with_bos
+from engram_probes.text import encode
 
 CPU_TOKENS, GPU_TOKENS = 4096, 65536  # most in a batch; on a GPU few leave it idle
 GPU_NUMBERS = 2**30  # most in the residuals of a batch

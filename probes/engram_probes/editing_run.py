@@ -12,8 +12,8 @@ from torch import Tensor
 from engram_model.errors import UsageError
 from engram_model.row_patch import RowPatch
 from engram_probes.bootstrap import divide
-from engram_probes.capture import Subject, Tap, encode, heard, tapped
-from engram_probes.text import Documents
+from engram_probes.capture import Subject, Tap, heard, tapped
+from engram_probes.text import Documents, encode
 
 RATE = 0.1  # of Adam, in standard deviations of the rows
 

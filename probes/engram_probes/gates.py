@@ -242,7 +242,7 @@ def gate_map(
 
 def _gate_map(subject, tokenizer, text, ids, traced, logits, topk) -> GateMap:
     from engram_probes.capture import next_surprisal
-    from engram_probes.text import describe_texts, token_texts
+    from engram_probes.text import describe_texts, nested_texts, token_texts
 
     log_probs = logits.float().log_softmax(-1)
     best = log_probs.topk(min(topk, log_probs.shape[-1]))
@@ -259,7 +259,7 @@ def _gate_map(subject, tokenizer, text, ids, traced, logits, topk) -> GateMap:
         next_surprisal=next_surprisal(log_probs, ids),
         next_ids=best.indices.cpu().numpy(),
         next_probs=best.values.exp().cpu().numpy(),
-        next_texts=tuple(token_texts(tokenizer, row) for row in best.indices.tolist()),
+        next_texts=nested_texts(tokenizer, best.indices.cpu().numpy()),
         special=subject.special(tokenizer, ids),
         **traced,
     )

@@ -17,7 +17,7 @@ from engram_probes.capture import Subject, heard, next_surprisal, tapped
 from engram_probes.interventions import Intervention, MemoryEdit
 from engram_probes.memory_changes import at_out
 from engram_probes.provenance import provenance
-from engram_probes.text import describe_texts, token_texts
+from engram_probes.text import describe_texts, nested_texts, token_texts
 
 CHANGED = {"zero": "out", "scale": "out", "gate": "gate", "rows_zero": "rows", "swap": "slots"}
 
@@ -206,9 +206,7 @@ def run(
         edits=tuple(map(str, edits)),
         patched=patch.rows if patch else 0,
         tokens=token_texts(tokenizer, ids),
-        next_texts=tuple(
-            tuple(token_texts(tokenizer, row) for row in listed) for listed in measured["next_ids"]
-        ),
+        next_texts=nested_texts(tokenizer, measured["next_ids"]),
         generated_texts=tuple(
             token_texts(tokenizer, [i for i in row if i >= 0]) for row in generated
         ),

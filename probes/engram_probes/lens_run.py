@@ -7,11 +7,11 @@ from typing import Any
 import numpy as np
 
 from engram_model.errors import CorpusError
-from engram_probes.capture import Subject, batches, encode
+from engram_probes.capture import Subject, batches
 from engram_probes.lens import METRICS
 from engram_probes.lens_measure import NEEDS_NEXT, TokenValues, Translate, chunk_size, measure
 from engram_probes.strata import Strata
-from engram_probes.text import Documents, nested_texts, token_texts
+from engram_probes.text import Documents, encode, nested_texts, token_texts
 
 
 @dataclass(frozen=True, eq=False)

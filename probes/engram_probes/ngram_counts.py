@@ -115,7 +115,7 @@ def ordinary_positions(
 
 
 def _tokens(tokenizer, documents, progress: Progress | None) -> Iterator[np.ndarray]:
-    from engram_probes.capture import with_bos
+    from engram_probes.text import with_bos
 
     batch: list[str] = []
 

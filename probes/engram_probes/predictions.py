@@ -118,7 +118,7 @@ def next_tokens(
         UsageError: an empty text, one longer than the context, or not a text.
     """
     from engram_probes.capture import Subject, next_surprisal
-    from engram_probes.text import describe_texts, token_texts
+    from engram_probes.text import describe_texts, nested_texts, token_texts
 
     if not isinstance(text, str):
         raise UsageError(f"next_tokens reads one text, not {type(text).__name__}")
@@ -134,7 +134,7 @@ def next_tokens(
         ),
         model=subject.name,
         tokens=token_texts(tokenizer, ids),
-        next_texts=tuple(token_texts(tokenizer, row) for row in best.indices.tolist()),
+        next_texts=nested_texts(tokenizer, best.indices.cpu().numpy()),
         token_ids=np.array(ids, dtype=np.int64),
         surprisal=np.roll(next_surprisal(log_probs, ids), 1),
         entropy=-(log_probs.exp() * log_probs).sum(-1).cpu().numpy(),

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -88,11 +89,16 @@ def weights_sha256(model) -> str:
 
 
 def _sha256(tensors: list) -> str:
+    whole = ((n, t.float() if t.is_floating_point() else t) for n, t in tensors)
+    return _digest((n, str(t.dtype), t.cpu().contiguous().numpy()) for n, t in whole)
+
+
+def _digest(arrays: Iterable[tuple[str, str, np.ndarray]]) -> str:
+    """Of name, torch's name of the type, and values of each."""
     digest = hashlib.sha256()
-    for name, tensor in tensors:
-        tensor = tensor.float() if tensor.is_floating_point() else tensor
-        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}\n".encode())
-        digest.update(tensor.cpu().contiguous().numpy().data)
+    for name, kind, array in arrays:
+        digest.update(f"{name} {array.shape} {kind}\n".encode())
+        digest.update(np.ascontiguousarray(array).data)
     return digest.hexdigest()
 
 
@@ -115,11 +121,7 @@ def checkpoint_sha256(folder: str | Path) -> str:
             tensors[TIED[0]] = tensors[TIED[1]]
     except (OSError, ValueError, KeyError, SafetensorError) as error:
         raise CheckpointError(f"the weights in {folder} cannot be read: {error}") from error
-    digest = hashlib.sha256()
-    for name, tensor in sorted(tensors.items()):
-        digest.update(f"{name} {tensor.shape} torch.{tensor.dtype}\n".encode())
-        digest.update(np.ascontiguousarray(tensor).data)
-    return digest.hexdigest()
+    return _digest((name, f"torch.{array.dtype}", array) for name, array in sorted(tensors.items()))
 
 
 def _tensors(file: Path) -> dict[str, np.ndarray]:

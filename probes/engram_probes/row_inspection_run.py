@@ -18,7 +18,7 @@ from engram_probes.row_choice import (
 from engram_probes.row_inspection import RowInspection
 from engram_probes.slot_index import SlotIndex
 from engram_probes.slots_run import index_of
-from engram_probes.text import token_texts
+from engram_probes.text import nested_texts
 
 QUANTILES = (0.025, 0.5, 0.975)
 
@@ -97,7 +97,7 @@ def _says(
         "value_norm": np.linalg.norm(shares, axis=-1),
         "says_ids": ids,
         "says_logits": logits,
-        "says_texts": tuple(token_texts(tokenizer, row) for row in ids),
+        "says_texts": nested_texts(tokenizer, ids),
     }
 
 

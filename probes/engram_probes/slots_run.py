@@ -74,7 +74,7 @@ def trace(
 def _encode(tables: MemoryTables, tokenizer, text: str) -> list[int]:
     if isinstance(tables, ModelTables):
         return tables.subject.encode(tokenizer, text)
-    from engram_probes.capture import encode
+    from engram_probes.text import encode
 
     if not text.strip():
         raise UsageError("the text is empty; give at least a word")

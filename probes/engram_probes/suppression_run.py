@@ -12,9 +12,10 @@ from engram_model.errors import CorpusError, UsageError
 from engram_model.tasks import Item, answer_items, suite_names, world_items
 from engram_model.tasks.items import sample
 from engram_model.tasks.questions import question_item
-from engram_probes.capture import Subject, encode
+from engram_probes.capture import Subject
 from engram_probes.suppression_parts import Part
 from engram_probes.suppression_taps import counting, suppressing
+from engram_probes.text import encode
 
 ITEMS_AT_ONCE = 64
 Progress = Callable[[int, int], None]

@@ -12,11 +12,11 @@ from torch import Tensor, nn
 
 from engram_model.errors import CorpusError, EngramError, UsageError
 from engram_probes.bootstrap import divide, ratio_interval
-from engram_probes.capture import Subject, batches, encode
+from engram_probes.capture import Subject, batches
 from engram_probes.lens import METRICS
 from engram_probes.lens_measure import check_head, chunk_size
 from engram_probes.lens_run import LensRun, read_documents
-from engram_probes.text import Documents
+from engram_probes.text import Documents, encode
 
 LEFT_OUT = 10  # one document in so many
 LEAST = 4  # distinct training tokens, times the width

@@ -1,8 +1,7 @@
 """In a browser: where the memory settles a token, and which layers of two models are alike."""
 
 import pytest
-
-from tests.app.browsing import pressed, settled
+from browsing import pressed, settled
 
 pytestmark = pytest.mark.browser
 SENTENCE = "The Battle of Waterloo was fought in 1815."

@@ -1,11 +1,11 @@
 """The alignment page, run without a browser: saved, computed, pair by pair, over training."""
 
 import pytest
+from explorer_page import figures, texts
 
 import engram_model as em
 import engram_probes as ep
 from engram_app.explorer import alignments, saved
-from tests.app.explorer_page import figures, texts
 
 
 @pytest.fixture

@@ -2,10 +2,10 @@
 
 import numpy as np
 import pytest
+from explorer_page import TEXT, figures, texts
 
 import engram_model as em
 import engram_probes as ep
-from tests.app.explorer_page import TEXT, figures, texts
 
 
 def turned(at, **choices):

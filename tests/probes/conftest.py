@@ -235,3 +235,20 @@ def head_map(engram, tokenizer, texts):
     import engram_probes as ep
 
     return ep.attention_map(engram, tokenizer, texts[1], draws=2)
+
+
+@pytest.fixture(scope="session")
+def attentions():
+    """Function: model, tokenizer, text -> [L, H, query, key] by transformers' eager attention."""
+    import torch
+
+    def found(model, tokenizer, text):
+        ids = torch.tensor([[tokenizer.bos_token_id, *tokenizer(text)["input_ids"]]])
+        before = model.config._attn_implementation
+        model.set_attn_implementation("eager")
+        with torch.no_grad():
+            patterns = torch.stack(model(ids, output_attentions=True).attentions)[:, 0]
+        model.set_attn_implementation(before)
+        return patterns.numpy()
+
+    return found

@@ -122,18 +122,7 @@ def test_sequences_read_together_are_each_read_as_alone(engram, tokenizer, monke
         np.testing.assert_allclose(together, alone, atol=1e-6)
 
 
-def attentions(model, tokenizer, text):
-    """[L, H, query, key] by transformers' own eager attention."""
-    ids = torch.tensor([[tokenizer.bos_token_id, *tokenizer(text)["input_ids"]]])
-    before = model.config._attn_implementation
-    model.set_attn_implementation("eager")
-    with torch.no_grad():
-        found = torch.stack(model(ids, output_attentions=True).attentions)[:, 0]
-    model.set_attn_implementation(before)
-    return found.numpy()
-
-
-def test_patterns_are_the_models_own(engram, tokenizer, one):
+def test_patterns_are_the_models_own(engram, tokenizer, one, attentions):
     pattern = attentions(engram, tokenizer, TEXT)
     np.testing.assert_allclose(one.pattern, pattern, atol=1e-5)
     assert len(one.tokens) == pattern.shape[-1] and one.documents == 1
@@ -148,7 +137,9 @@ def test_patterns_are_the_models_own(engram, tokenizer, one):
     assert np.abs(one.change[0]).max() > 1e-3 and np.isnan(one.low).all()
 
 
-def test_a_corpus_weighs_queries_and_pairs_models(engram, twin, tokenizer, texts, found):
+def test_a_corpus_weighs_queries_and_pairs_models(
+    engram, twin, tokenizer, texts, found, attentions
+):
     sums, twins, number = 0, 0, 0
     for text in texts[:6]:
         each, other = (attentions(model, tokenizer, text) for model in (engram, twin))

@@ -20,18 +20,7 @@ def one(engram, tokenizer):
     return ep.attention_map(engram, tokenizer, TEXT, draws=3)
 
 
-def attentions(model, tokenizer, text):
-    """[L, H, query, key] by transformers' own eager attention."""
-    ids = torch.tensor([[tokenizer.bos_token_id, *tokenizer(text)["input_ids"]]])
-    before = model.config._attn_implementation
-    model.set_attn_implementation("eager")
-    with torch.no_grad():
-        found = torch.stack(model(ids, output_attentions=True).attentions)[:, 0]
-    model.set_attn_implementation(before)
-    return found.numpy()
-
-
-def test_patterns_are_the_models_own(engram, tokenizer, one):
+def test_patterns_are_the_models_own(engram, tokenizer, one, attentions):
     pattern = attentions(engram, tokenizer, TEXT)
     with suppressed(engram):
         silenced = attentions(engram, tokenizer, TEXT)

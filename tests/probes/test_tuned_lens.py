@@ -8,8 +8,9 @@ from torch import nn
 
 import engram_probes as ep
 from engram_model.errors import CheckpointError, CorpusError, EngramError, UsageError
-from engram_probes.capture import Subject, encode
+from engram_probes.capture import Subject
 from engram_probes.provenance import provenance
+from engram_probes.text import encode
 from engram_probes.tuned_lens_run import Corpus, Document, Options, Trainer
 
 WORDS = "harbour master Varnholm boats dusk wheel miller Ostrava bridge Lune nothing lost"

@@ -72,3 +72,13 @@ def _compare(first: cached.Held, second: cached.Held, progress: Any) -> Alignmen
     )
     corpus = {**result.provenance.corpus, "source": describe(DATA)}
     return result.with_provenance(corpus=corpus)
+
+
+def reproduce(result: Alignment, looking: Looking) -> tuple[list[str], str]:
+    """Command and Python of what `compute` gives."""
+    options = ("--data", DATA, "--documents", str(DOCUMENTS), "--k", str(result.k))
+    call = (
+        f"ep.cka(model, twin, tokenizer, em.load_corpus({DATA!r}), "
+        f"max_documents={DOCUMENTS}, k={result.k}, positions={result.positions!r})"
+    )
+    return looking.command("cka", *options, twin=True), looking.python(call, twin=True)

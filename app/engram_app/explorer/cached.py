@@ -16,7 +16,7 @@ from typing import Any
 
 import streamlit as st
 
-from engram_probes.results import Result
+from engram_probes.results import JSON_FILE, Result
 
 FILES = ("config.json", "tokenizer.json", "*.safetensors")
 MOST_MODELS = 6
@@ -94,36 +94,46 @@ def _running(path: str) -> Lock:
     return Lock()
 
 
-def probe(name: str, path: str, *arguments: Hashable, _slow: bool = False, **options: Any) -> Any:
+@st.cache_resource(max_entries=MOST_MODELS, show_spinner="Hooking the model …")
+def _bridge(path: str, stamp: str) -> Any:
+    from engram_model.bridge import hooked
+
+    one = _held(path, stamp)
+    return hooked(one.model, one.tokenizer)
+
+
+def has_memory(path: str) -> bool:
+    """Whether the model has a memory of n-grams."""
+    from engram_probes.capture import Subject
+
+    return bool(Subject.of(held(path).model).memories)
+
+
+def probe(
+    name: str,
+    path: str,
+    *arguments: Hashable,
+    _slow: bool = False,
+    _hooked: bool = False,
+    **options: Any,
+) -> Any:
     """A probe's result for one model: `engram_probes.NAME(model, tokenizer, *arguments)`.
 
     Args:
         arguments, options: of the probe, hashable; they and the model are what it is kept by.
         _slow: it may take more than a second: progress is shown and it can be stopped.
+        _hooked: it needs TransformerLens's hooks, which take longer to make than the probe to run:
+            the model's bridge is made once.
     """
-    return _probe(name, (path,), arguments, _slow, options)
 
-
-def pair_probe(
-    name: str, path: str, other: str, *arguments: Hashable, _slow: bool = True, **options: Any
-) -> Any:
-    """As `probe`, of two models: `engram_probes.NAME(model, other model, tokenizer, ...)`."""
-    return _probe(name, (path, other), arguments, _slow, options)
-
-
-def _probe(
-    name: str, paths: tuple[str, ...], arguments: tuple, slow: bool, options: dict[str, Any]
-) -> Any:
-    def compute(*models: Held, progress: Progress | None) -> Any:
+    def compute(one: Held, progress: Progress | None) -> Any:
         import engram_probes
 
+        model = _bridge(path, stamp(path)) if _hooked else one.model
         told = {"progress": progress} if progress else {}
-        opened = [one.model for one in models]
-        return getattr(engram_probes, name)(
-            *opened, models[0].tokenizer, *arguments, **options, **told
-        )
+        return getattr(engram_probes, name)(model, one.tokenizer, *arguments, **options, **told)
 
-    return measured((name, arguments, tuple(sorted(options.items()))), paths, compute, slow)
+    return measured((name, arguments, tuple(sorted(options.items()))), (path,), compute, _slow)
 
 
 def measured(
@@ -203,11 +213,12 @@ def _saved(folder: str, stamp: int) -> Result:
     return load_result(folder)
 
 
+def result_stamp(folder: str | Path) -> int:
+    """Changes when the saved result does; 0 where there is none."""
+    file = Path(folder) / JSON_FILE
+    return file.stat().st_mtime_ns if file.exists() else 0
+
+
 def saved(folder: str | Path) -> Result:
     """A saved result."""
-    file = Path(folder) / "result.json"
-    return _saved(str(folder), file.stat().st_mtime_ns if file.exists() else 0)
-
-
-def gates(path: str, text: str) -> Any:
-    return probe("gate_map", path, text)
+    return _saved(str(folder), result_stamp(folder))

@@ -12,17 +12,17 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from engram_app.explorer.opened import RESULT
+from engram_app.explorer.opened import BUNDLED_RESULTS as BUNDLED
 from engram_app.report.write import JSON_FILE as REPORT
 from engram_model.checkpoint import bundled_checkpoints
 from engram_model.errors import CheckpointError
 from engram_probes.paper import SCHEMA as PAPER
 from engram_probes.paper import read_paper_figure
 from engram_probes.records import read_comparison, read_evaluation, read_training
+from engram_probes.results import JSON_FILE as RESULT
 
 DEEPEST, MOST = 5, 2000  # folders down, runs at most
 LARGEST = 32 * 2**20  # bytes of a JSON file
-BUNDLED = Path(__file__).parents[3] / "docs" / "results"
 HERE = ("reports", "runs")  # folders of the working directory that are looked into
 SPEED = ("kernels-", "probes-")  # measurements of speed, which docs/kernels.md draws
 KINDS = ("report", "result", "evaluation", "training", "comparison", "paper", "unreadable")

@@ -43,9 +43,8 @@ class Side:
 def side(path: str, name: str, text: str) -> Side:
     """Read the text with the model, and its gates where it has a memory."""
     expected = cached.probe("next_tokens", path, text)
-    model = cached.held(path).model
-    has = bool(getattr(model.config, "engram_layer_ids", ()))
-    return Side(path, name, text, expected, cached.probe("gate_map", path, text) if has else None)
+    gates = cached.probe("gate_map", path, text) if cached.has_memory(path) else None
+    return Side(path, name, text, expected, gates)
 
 
 def compared(first: Side, second: Side) -> TokenComparison:

@@ -2,7 +2,7 @@
 
 import streamlit as st
 
-from engram_app.explorer.hooked import hooked_probe
+from engram_app.explorer import cached
 from engram_app.explorer.page import draw, finding, not_here, origin, plain
 from engram_app.explorer.state import Looking, choose, pick, position, select
 from engram_app.explorer.strip import token_strip
@@ -14,7 +14,7 @@ from engram_probes.routing import ExpertRouting
 
 def experts(looking: Looking, text: str) -> None:
     try:
-        found = hooked_probe("expert_routing", looking.path, text, _slow=True)
+        found = cached.probe("expert_routing", looking.path, text, _slow=True, _hooked=True)
     except UsageError as error:
         if "no experts" not in str(error):
             raise

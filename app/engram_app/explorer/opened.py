@@ -6,10 +6,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from engram_model.errors import CheckpointError
+from engram_probes.results import JSON_FILE
 
 OPENED = "ENGRAM_OPENED"
 BUNDLED = ("engram-mini", "moe-mini")
-RESULT = "result.json"
+BUNDLED_RESULTS = Path(__file__).parents[3] / "docs" / "results"
 LONGEST_PATH = 1000  # characters
 
 
@@ -52,7 +53,7 @@ def results_in(folder: Path) -> list[Path]:
     """Saved results in a folder: itself, and those two levels down (a report keeps them there)."""
     if not folder.is_dir() or (folder / "config.json").is_file():
         return []
-    found = {p.parent for depth in ("", "*/", "*/*/") for p in folder.glob(f"{depth}{RESULT}")}
+    found = {p.parent for depth in ("", "*/", "*/*/") for p in folder.glob(f"{depth}{JSON_FILE}")}
     return sorted(found)
 
 
@@ -83,7 +84,7 @@ def find_model(path: str) -> str:
 
 def bundled_results() -> list[Path]:
     """Results over a corpus that come with the source tree, beside its documentation."""
-    return results_in(Path(__file__).parents[3] / "docs" / "results")
+    return results_in(BUNDLED_RESULTS)
 
 
 def _bundled() -> list[str]:

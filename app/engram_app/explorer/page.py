@@ -86,31 +86,30 @@ def _chart(
         from engram_probes.figures.clicks import clickable
 
         if columns := clickable(figure):
-            selecting = {"on_select": _clicked(key, columns, on_cell), "selection_mode": "points"}
+            selecting = _selected(
+                key, lambda point: on_cell(*divmod(int(point["point_index"]), columns))
+            )
     if on_bar:
         every = {"marker": {"opacity": 1}}  # the one looked at is named on the page
         figure.update_traces(selected=every, unselected=every, selector={"type": "bar"})
-        selecting = {"on_select": _bar_clicked(key, on_bar), "selection_mode": "points"}
+        selecting = _selected(key, lambda point: on_bar(_name(point)))
     st.plotly_chart(figure, key=key, alt=alt, config={"displaylogo": False}, **selecting)
 
 
-def _clicked(key: str, columns: int, on_cell: OnCell) -> Callable[[], None]:
+def _selected(key: str, act: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
+    """What makes a chart call `act` with the point that is clicked."""
+
     def call() -> None:
-        points = st.session_state[key].selection.points
-        if points:
-            on_cell(*divmod(int(points[0]["point_index"]), columns))
+        if points := st.session_state[key].selection.points:
+            act(points[0])
 
-    return call
+    return {"on_select": call, "selection_mode": "points"}
 
 
-def _bar_clicked(key: str, on_bar: OnBar) -> Callable[[], None]:
-    def call() -> None:
-        points = st.session_state[key].selection.points
-        if points and points[0].get("customdata"):
-            name = points[0]["customdata"]
-            on_bar(name if isinstance(name, str) else str(name[0]))
-
-    return call
+def _name(bar: dict[str, Any]) -> str:
+    """The customdata of a clicked bar, which comes alone or in a list."""
+    name = bar.get("customdata", "")
+    return name if isinstance(name, str) else str(name[0])
 
 
 def numbers(

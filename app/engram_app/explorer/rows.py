@@ -7,8 +7,7 @@ import streamlit as st
 from engram_app.explorer import cached
 from engram_app.explorer.indexes import CORPORA
 from engram_app.explorer.page import plain
-from engram_app.explorer.state import keep, remember
-from engram_probes.gates import GateMap
+from engram_app.explorer.state import pick_or_type
 from engram_probes.row_inspection import RowInspection
 from engram_probes.slot_index import SlotIndex
 
@@ -41,36 +40,15 @@ COLUMNS = {
 OF_NGRAM = ("layer", "order", "ngram", "head", "own_share")
 
 
-def has_memory(path: str) -> bool:
-    """Whether the model has a memory of n-grams."""
-    from engram_probes.capture import Subject
-
-    return bool(Subject.of(cached.held(path).model).memories)
-
-
 def choose_corpus() -> str:
     """The corpus in which others are looked for: one of ours, or the SPEC of another."""
-    key = "slots_corpus"
-    keep(key)
-    asked = st.session_state.get(key) or st.query_params.get(key)
-    options = list(dict.fromkeys([*CORPORA, asked] if asked else CORPORA))
-    chosen = st.selectbox(
+    return pick_or_type(
         "Who else, in this corpus",
-        options,
-        key=key,
-        format_func=lambda spec: CORPORA.get(spec, spec),
-        accept_new_options=True,
-        help="Or type a SPEC, as json:FILE#text. Its n-grams are counted once and kept on disk.",
-        bind="query-params",
+        "slots_corpus",
+        list(CORPORA),
+        lambda spec: CORPORA.get(spec, spec),
+        "Or type a SPEC, as json:FILE#text. Its n-grams are counted once and kept on disk.",
     )
-    remember(key)
-    return chosen or options[0]
-
-
-def ending_at(gates: GateMap, position: int) -> tuple[int, ...]:
-    """Token ids of the longest n-gram that ends at a position."""
-    first = max(0, position + 1 - gates.max_ngram_size)
-    return tuple(gates.token_ids[first : position + 1].tolist())
 
 
 def rows_read(path: str, ngram: Ngram, spec: str, index: SlotIndex) -> RowInspection:

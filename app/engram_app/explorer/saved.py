@@ -48,14 +48,9 @@ def _described(folder: str, stamp: int) -> Saved | None:
 def all_saved(*kinds: type[Result]) -> list[Saved]:
     """Those of these kinds: opened ones, then those that come with the project."""
     folders = dict.fromkeys([*Opened.now().results, *map(str, bundled_results())])
-    found = [_described(folder, _stamp(folder)) for folder in folders]
+    found = [_described(folder, cached.result_stamp(folder)) for folder in folders]
     names = {kind.kind for kind in kinds}
     return [one for one in found if one is not None and one.kind in names]
-
-
-def _stamp(folder: str) -> int:
-    file = Path(folder) / JSON_FILE
-    return file.stat().st_mtime_ns if file.exists() else 0
 
 
 @st.cache_data(max_entries=64, show_spinner=False)

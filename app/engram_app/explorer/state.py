@@ -58,11 +58,13 @@ class Looking:
 def choose_models() -> Looking:
     """Selectors in the sidebar: what was opened first, then the bundled models."""
     opened = Opened.now().models
+    taken: set = st.session_state.setdefault("models_asked", set())  # once: then others are chosen
     for key in ("model", "twin"):
         asked = st.query_params.get(key, "")
-        if "/" in asked and asked not in _added():
+        if "/" in asked and (key, asked) not in taken:
             with one_line_errors():  # and go on with what is at hand
                 select_model(asked, key)
+                taken.add((key, asked))
     models = models_at_hand()
     path = _selector("Model", "model", models, models[0])
     first = opened[1] if len(opened) > 1 else None
@@ -174,19 +176,43 @@ def pick_from(
     return chosen if chosen in options else options[first]
 
 
+def pick_or_type(
+    label: str,
+    key: str,
+    options: Sequence[str],
+    shown: Callable[[str], str] = str,
+    help: str | None = None,
+) -> str:
+    """One of the options or another that is typed, in the URL and remembered like theirs."""
+    keep(key)
+    asked = st.session_state.get(key) or st.query_params.get(key)
+    offered = list(dict.fromkeys([*options, asked] if asked else options))
+    chosen = st.selectbox(
+        label,
+        offered,
+        key=key,
+        format_func=shown,
+        accept_new_options=True,
+        help=help,
+        bind="query-params",
+    )
+    remember(key)
+    return chosen or offered[0]
+
+
+def type_in(label: str, key: str, most: int, placeholder: str, help: str | None = None) -> str:
+    """A line that may stay empty, in the URL as `key` and remembered on other pages."""
+    keep(key)
+    typed = st.text_input(
+        label, key=key, max_chars=most, placeholder=placeholder, help=help, bind="query-params"
+    )
+    remember(key)
+    return typed or ""
+
+
 def put(key: str, option: str) -> None:
     """Choose an option of `choose` or `pick_from` in a callback."""
     st.session_state[key] = st.session_state[f"kept_{key}"] = option
-
-
-def number(label: str, key: str, low: int, high: int, default: int) -> int:
-    """A whole number, in the URL as `key` and remembered on other pages."""
-    keep(key)
-    st.session_state.setdefault(key, default)
-    st.session_state[key] = min(high, max(low, int(st.session_state[key])))
-    chosen = st.number_input(label, low, high, step=1, key=key, bind="query-params")
-    remember(key)
-    return int(chosen)
 
 
 def switch(label: str, key: str, default: bool = False) -> bool:

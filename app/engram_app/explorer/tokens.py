@@ -7,8 +7,8 @@ import numpy as np
 
 from engram_app.colours import Scale
 from engram_app.explorer import cached
+from engram_app.explorer.ngrams import ending_at
 from engram_app.measures import memory_values
-from engram_model.errors import UsageError
 from engram_probes.gates import GateMap
 
 
@@ -39,7 +39,7 @@ class Line:
     def ngram(self, position: int) -> tuple[int, ...]:
         """Ids of the longest n-gram that a memory looks up at a position."""
         size = 1 if self.gates is None else self.gates.max_ngram_size
-        return self.token_ids[max(0, position + 1 - size) : position + 1]
+        return ending_at(self.token_ids, position, size)
 
     def as_typed(self, token: int) -> str:
         """A token as the command line takes it."""
@@ -53,12 +53,9 @@ def read_line(path: str, text: str) -> Line:
         UsageError: an empty or too long text.
     """
     tokenizer = cached.held(path).tokenizer
-    try:
-        gates = cached.probe("gate_map", path, text)
-    except UsageError as error:
-        if "no memory" not in str(error):
-            raise
+    if not cached.has_memory(path):
         return _plain(path, text)
+    gates = cached.probe("gate_map", path, text)
     values, scale = memory_values(gates, "added")
     ids = tuple(gates.token_ids.tolist())
     return Line(gates.tokens, ids, gates.special, values, scale, "added", tokenizer, gates)

@@ -126,7 +126,7 @@ def _open(spec: Spec) -> Inputs:
 def _corpus(spec: Spec, tokenizer: Any) -> tuple[list[dict], int]:
     """Whole documents from the beginning, until they hold enough tokens; how many those are."""
     from engram_model.corpora import iter_documents
-    from engram_probes.capture import encode
+    from engram_probes.text import encode
 
     documents, tokens = [], 0
     for document in iter_documents(spec.data):

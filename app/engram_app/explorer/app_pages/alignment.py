@@ -121,14 +121,10 @@ def page() -> None:
         show(result)
     if result is None:
         return
-    data = ("--data", alignments.DATA, "--documents", str(alignments.DOCUMENTS))
-    command = shlex.split(result.provenance.command)
-    call = 'ep.cka(model, twin, tokenizer, texts, positions="entity")'
-    origin(
-        result,
-        command or looking.command("cka", *data, twin=True),
-        "" if command else looking.python(call, twin=True),
-    )
+    command, python = shlex.split(result.provenance.command), ""
+    if isinstance(result, Alignment) and not command:  # computed here
+        command, python = alignments.reproduce(result, looking)
+    origin(result, command, python)
 
 
 page()

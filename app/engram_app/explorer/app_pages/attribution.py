@@ -5,16 +5,16 @@ from typing import Any
 
 import streamlit as st
 
-from engram_app.explorer.hooked import hooked_probe
+from engram_app.explorer import cached
 from engram_app.explorer.page import draw, finding, origin, plain
 from engram_app.explorer.state import (
     Looking,
     choose_models,
     choose_text,
-    keep,
     pick,
+    pick_from,
+    pick_or_type,
     position,
-    remember,
     select,
     switch,
 )
@@ -30,18 +30,9 @@ COMPONENT = "attribution_component"
 def choose_token(label: str, key: str, first: str, line: Line, at: int) -> int | str | None:
     """A token: the likeliest next ones are offered, any other can be typed; None: `first`."""
     offered = line.next_tokens(at)
-    options = [first, *offered]
-    keep(key)
-    chosen = st.selectbox(
-        label,
-        options,
-        key=key,
-        accept_new_options=True,
-        help="Choose, or type one token; · is the space before it, as in ·Paris.",
-        bind="query-params",
-    )
-    remember(key)
-    if not chosen or chosen == first:
+    help = "Choose, or type one token; · is the space before it, as in ·Paris."
+    chosen = pick_or_type(label, key, [first, *offered], help=help)
+    if chosen == first:
         return None
     return offered.get(chosen, chosen.replace("·", " "))
 
@@ -71,11 +62,7 @@ def numbers_of(found: Attribution) -> None:
 def component_panel(found: Attribution, looking: Looking, text: str, at: int, line: Line) -> None:
     """One component in words, and the page on which to go on."""
     state, names = st.session_state, found.components
-    keep(COMPONENT, names)
-    chosen = st.selectbox(
-        "Component", names, names.index(found.largest()), key=COMPONENT, bind="query-params"
-    )
-    remember(COMPONENT)
+    chosen = pick_from("Component", COMPONENT, names, default=found.largest())
     st.markdown(plain(found.about(chosen)))
     layer, row = chosen.split("_")[0], ROW.fullmatch(chosen)
     ways: dict[str, tuple[str, str, dict[str, Any]]] = {}
@@ -139,7 +126,7 @@ def page() -> None:
         target = choose_token("Logit of", "attribution_target", LIKELIEST, line, at)
         against = choose_token("less that of", "attribution_against", NOTHING, line, at)
         heads = switch("Attention by its heads", "attribution_heads")
-    found = hooked_probe(
+    found = cached.probe(
         "attribute",
         looking.path,
         text,
@@ -148,6 +135,7 @@ def page() -> None:
         position=at,
         heads=heads,
         _slow=len(text) > LONG,
+        _hooked=True,
     )
     finding(found.summary())
     numbers_of(found)
@@ -165,9 +153,9 @@ def page() -> None:
     given += [f"position={at}", *(["heads=True"] if heads else [])]
     words = [
         word
-        for name, token in (("--target", found.target_id), ("--against", found.against_id))
+        for name, token in (("--target", target), ("--against", against))
         if token is not None
-        for word in (name, line.as_typed(token))
+        for word in (name, line.as_typed(token) if isinstance(token, int) else token)
     ]
     words += ["--position", str(at), *(["--heads"] if heads else [])]
     call = f"ep.attribute(model, tokenizer, text, {', '.join(given)})"

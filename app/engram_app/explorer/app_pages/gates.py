@@ -6,11 +6,10 @@ import streamlit as st
 
 from engram_app.explorer import cached
 from engram_app.explorer.indexes import index_of
+from engram_app.explorer.ngrams import ending_at
 from engram_app.explorer.page import draw, finding, not_here, numbers, origin, plain
 from engram_app.explorer.rows import (
     choose_corpus,
-    ending_at,
-    has_memory,
     quoted,
     rows_read,
     sharing,
@@ -85,7 +84,7 @@ def ngrams(looking: Looking, gates: GateMap, at: int) -> None:
     """The n-grams that end at the token, their rows, and who else reads them."""
     token = f"{quoted(gates.tokens[at])}, position {at}"
     st.subheader(f"What was looked up at {token}", anchor=False)
-    ngram = ending_at(gates, at)
+    ngram = ending_at(gates.token_ids, at, gates.max_ngram_size)
     if len(ngram) < 2:
         not_here("No n-gram ends at the start of the text. Choose another token.")
         return
@@ -158,7 +157,7 @@ def over_a_corpus(looking: Looking) -> None:
 def page() -> None:
     looking = choose_models()
     st.title("Gates", anchor=False)
-    if not has_memory(looking.path):
+    if not cached.has_memory(looking.path):
         not_here(f"{looking.name} has no memory, so no gate. Choose a model with one at the left.")
         return
     text = choose_text()

@@ -2,8 +2,8 @@
 
 import streamlit as st
 
+from engram_app.explorer import cached
 from engram_app.explorer.experts import experts
-from engram_app.explorer.hooked import hooked_probe
 from engram_app.explorer.page import FRAME, draw, finding, not_here, origin, plain
 from engram_app.explorer.state import (
     ALL,
@@ -40,7 +40,7 @@ NAMES: dict[Shown, str] = {
 
 def heads(looking: Looking, text: str) -> None:
     draws = DRAWS if len(text) < LONG else FEW_DRAWS
-    found = hooked_probe("attention_map", looking.path, text, draws=draws, _slow=True)
+    found = cached.probe("attention_map", looking.path, text, draws=draws, _slow=True, _hooked=True)
     tokens = found.tokens
     at = position(len(tokens), text, len(tokens) - 1)
     values, scale = moved_values(found)

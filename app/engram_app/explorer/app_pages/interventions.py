@@ -11,11 +11,10 @@ from engram_app.explorer.state import (
     Looking,
     choose_models,
     choose_text,
-    keep,
     pick,
     position,
-    remember,
     switch,
+    type_in,
 )
 from engram_app.explorer.strip import token_strip
 from engram_app.measures import helped_values
@@ -33,11 +32,7 @@ def write_fact(looking: Looking, gates: GateMap, at: int) -> Any:
             plain(f"The rows read at {gates.tokens[at]} (position {at}) are trained until the ")
             + "text up to there goes on with this answer. The model itself is left as it is."
         )
-        keep("answer")
-        answer = st.text_input(
-            "Answer", key="answer", placeholder=" Paris", max_chars=60, bind="query-params"
-        )
-        remember("answer")
+        answer = type_in("Answer", "answer", 60, " Paris")
         if not answer.strip():
             return None
         return _edit(looking, gates, at, answer)

@@ -8,7 +8,7 @@ from engram_app.explorer.catalogue import BUNDLED, Run, catalogue
 from engram_app.explorer.opened import Opened
 from engram_app.explorer.page import finding, not_here, one_line_errors, plain
 from engram_app.explorer.runs_parts import open_run
-from engram_app.explorer.state import choose, keep, pick_from, remember
+from engram_app.explorer.state import choose, pick_from, type_in
 
 EVERY = "all"
 KINDS = {
@@ -26,19 +26,11 @@ FIRST = BUNDLED / "cka-mini"  # where nothing was given
 
 def search(runs: list[Run]) -> list[Run]:
     """Those of the kind and with the words that were asked for."""
-    keep("runs_words")
-    words = st.text_input(
-        "Search",
-        key="runs_words",
-        placeholder="name, model, corpus, finding",
-        max_chars=200,
-        bind="query-params",
-    )
-    remember("runs_words")
+    words = type_in("Search", "runs_words", 200, "name, model, corpus, finding")
     here = {run.kind for run in runs}
     kinds = [kind for kind in KINDS if kind == EVERY or kind in here]
     kind = choose("Kind", "runs_kind", kinds, KINDS.__getitem__)
-    return [run for run in runs if kind in (EVERY, run.kind) and run.has(words or "")]
+    return [run for run in runs if kind in (EVERY, run.kind) and run.has(words)]
 
 
 def listed(runs: list[Run]) -> None:

@@ -5,13 +5,12 @@ import streamlit as st
 
 from engram_app.explorer import cached
 from engram_app.explorer.indexes import index_of
+from engram_app.explorer.ngrams import ending_at, ngrams
 from engram_app.explorer.page import draw, finding, not_here, origin, plain, requested
 from engram_app.explorer.rows import (
     Ngram,
     Row,
     choose_corpus,
-    ending_at,
-    has_memory,
     look_at,
     quoted,
     row_looked_at,
@@ -25,11 +24,10 @@ from engram_app.explorer.state import (
     choose,
     choose_models,
     choose_text,
-    keep,
     pick,
     position,
-    remember,
     select,
+    type_in,
 )
 from engram_app.explorer.strip import token_strip
 from engram_app.measures import loudest, memory_values
@@ -62,19 +60,26 @@ CONTEXT = {
 
 def choose_ngram(gates: GateMap, at: int) -> Ngram:
     """What was typed, or what ends at the position looked at."""
-    key = "slots_ngram"
-    keep(key)
-    here = "".join(gates.tokens[max(0, at + 1 - gates.max_ngram_size) : at + 1])
-    typed = st.text_input(
+    here = ngrams(gates, at)[gates.max_ngram_size]
+    typed = type_in(
         "N-gram to look up",
-        key=key,
-        max_chars=200,
-        placeholder=f"{here}, which ends at position {at}; or type one",
-        help="The n-grams that its last tokens form. A space in front is part of a token.",
-        bind="query-params",
+        "slots_ngram",
+        200,
+        f"{here}, which ends at position {at}; or type one",
+        "The n-grams that its last tokens form. A space in front is part of a token.",
     )
-    remember(key)
-    return typed if typed.strip() else ending_at(gates, at)
+    return typed if typed.strip() else ending_at(gates.token_ids, at, gates.max_ngram_size)
+
+
+def as_words(looking: Looking, ngram: Ngram, rows: RowInspection) -> tuple[str, str]:
+    """What the command line is asked for: the n-gram, or its rows where no text has its tokens."""
+    tokenizer = cached.held(looking.path).tokenizer
+    typed = ngram if isinstance(ngram, str) else tokenizer.decode(ngram)
+    read = tokenizer(typed, add_special_tokens=False)["input_ids"]
+    if isinstance(ngram, str) or tuple(read) == ngram:
+        return "--ngram", typed
+    numbers = zip(rows.layers, rows.slots.tolist(), strict=True)
+    return "--rows", ",".join(f"{layer}:{slot}" for layer, slot in numbers)
 
 
 def row_panel(
@@ -183,7 +188,7 @@ def text_map(
         row = (trace.layers[layer], int(trace.slots[layer, column, place]))
         st.session_state["slots_ngram"] = ""
         select(text, column)
-        look_at(row, (looking.path, ending_at(gates, column)))
+        look_at(row, (looking.path, ending_at(gates.token_ids, column, gates.max_ngram_size)))
 
     st.caption("A cell is a row of the table; click one to look at it.")
     title = f"{COLOURS[what]}, by order, head and position"
@@ -227,7 +232,7 @@ def _load(index: SlotIndex):
 def page() -> None:
     looking = choose_models()
     st.title("Slots", anchor=False)
-    if not has_memory(looking.path):
+    if not cached.has_memory(looking.path):
         not_here(f"{looking.name} has no memory of n-grams. Choose a model with one at the left.")
         return
     text = choose_text()
@@ -253,7 +258,7 @@ def page() -> None:
     row_panel(looking, rows, index, spec, context)
     text_map(looking, text, gates, at, index, spec)
     corpus_section(looking, index, spec, context)
-    asked = ("--ngram", ngram) if isinstance(ngram, str) else ("--text", text)
+    asked = as_words(looking, ngram, rows)
     call = f"ep.inspect_rows(model, tokenizer, ngram={ngram!r}, corpus={spec!r})"
     origin(rows, looking.command("slots", *asked, "--data", spec), looking.python(call))
 
