@@ -216,7 +216,7 @@ def main() -> None:
             words = single_words(options.paths[0] if options.paths else "engram-mini")
             with serving(log, *options.paths) as server:
                 said = soak(server, options.soak, options.browsers, list(PAGES.values()), words)
-            print(json.dumps(said, indent=1))
+                print(json.dumps(said, indent=1), flush=True)
         else:
             measures = measure(options.paths, log, options.only)
             said = {"seconds": measures.seconds, "goals": measures.goals}

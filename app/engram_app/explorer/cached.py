@@ -151,7 +151,7 @@ def measured(
     if found is None:
         with _shown(whole, slow) as progress:
             models = [held(path) for path in paths]
-            with _alone(paths, progress):
+            with _alone(paths):
                 found = _store().get(whole)  # another session may have computed it meanwhile
                 if found is None:
                     found = compute(*models, progress=progress)
@@ -160,15 +160,21 @@ def measured(
 
 
 @contextmanager
-def _alone(paths: tuple[str, ...], progress: Progress | None) -> Iterator[None]:
-    """While open, no other session runs these models. Waiting can be stopped too."""
+def _alone(paths: tuple[str, ...]) -> Iterator[None]:
+    """While open, no other session runs these models.
+
+    Who waits is told so, and each telling lets Streamlit end a run that nobody looks at any more.
+    """
+    place = None
     with ExitStack() as stack:
         for path in sorted(set(paths)):
             lock = _running(path)
             while not lock.acquire(timeout=REDRAWN):
-                if progress:
-                    progress(0, None)
+                place = place or st.empty()
+                place.caption("Waiting for another session that runs the model …")
             stack.callback(lock.release)
+        if place:
+            place.empty()
         yield
 
 

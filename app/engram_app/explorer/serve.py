@@ -2,12 +2,14 @@
 
 import os
 import socket
+import sys
 from pathlib import Path
 
 from engram_app.explorer.opened import OPENED, Opened
 from engram_model.errors import UsageError
 
 HOST = "127.0.0.1"
+SWITCHED = 0.0005  # seconds; a model yields to other sessions at each of its many operations
 INK, PAPER = "#12161B", "#FFFFFF"
 NIGHT, CHALK = "#11151B", "#E8EBEF"
 THEME = {
@@ -45,6 +47,7 @@ def serve(paths: list[str], *, port: int = 8501, browser: bool = True) -> None:
     opened = Opened.find(paths)
     port = _free_port(port)
     os.environ[OPENED] = opened.to_json()
+    sys.setswitchinterval(SWITCHED)
     import streamlit as st
 
     st.App(str(Path(__file__).with_name("app.py"))).run(config=config(port, browser))

@@ -249,7 +249,7 @@ def choose_text() -> str:
 
 
 def _take_example() -> None:
-    chosen = st.session_state["example"]
+    chosen = st.session_state.get("example")  # gone where the page was left meanwhile
     if chosen:
         st.session_state["text"] = examples()[chosen]
 
